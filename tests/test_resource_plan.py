@@ -11,6 +11,7 @@ import torch
 from tests.e2e.test_runs import experiment
 from typer.testing import CliRunner
 
+from fedloom.algorithms import ENTRIES
 from fedloom.cli.run_commands import app
 from fedloom.client.site import Site
 from fedloom.engine.machine_choices import saved_bytes
@@ -23,13 +24,11 @@ from fedloom.run_log import RunLog
 from fedloom.runs.plan_run import plan_run
 from fedloom.runs.run_setup import open_site
 from fedloom.runs.single_run import run_experiment
+from fedloom.system.errors import UserError
 from fedloom.system.progress import Progress
 from fedloom.tuning.adapters import empty_tuned, prepare, release
 from fedloom.tuning.strategies import LoRA, stage
 from fedloom.wire.messages import Assignment
-
-METHODS = ["fedavg", "scaffold", "fedadam", "fedavg+ranks"]
-STRATEGIES = ["lora", "connector", "both", "two-stage", "share-connector", "share-lora"]
 
 
 def small(tiny_model: Path, **changes: object) -> Experiment:
@@ -98,6 +97,29 @@ def test_predicted_bytes_are_the_messages_lengths(
         assert math.isclose(real[way], predicted[way], rel_tol=0.01) or predicted[way] < 4000 * messages
 
 
+def fits(tiny_model: Path, name: str) -> bool:
+    try:
+        return bool(small(tiny_model, methods=[name]))
+    except UserError:
+        return False
+
+
+def test_every_algorithm_can_be_planned(tiny_model: Path) -> None:
+    names = [name for name, entry in ENTRIES.items() if entry.kind == "server" and fits(tiny_model, name)]
+    names += [f"fedavg+{name}" for name in ENTRIES if fits(tiny_model, f"fedavg+{name}")]
+    assert len(names) > 20
+    plan = plan_run(small(tiny_model, methods=["centralized", "local", "zero-shot", *names]))
+    assert list(plan.bytes) == names
+    assert all(sent["down"] > 0 and sent["up"] > 0 for sent in plan.bytes.values())
+    assert plan.seconds["training"] > 0
+
+
+@pytest.mark.parametrize("name", ["centralized", "local"])
+def test_baselines_send_nothing(name: str, tiny_model: Path) -> None:
+    plan = plan_run(small(tiny_model, methods=[name]))
+    assert plan.bytes == {} and plan.classes[0].bytes == {} and plan.seconds["training"] > 0
+
+
 def test_a_run_keeps_the_prediction_beside_what_was_measured(tiny_model: Path, tmp_path: Path) -> None:
     run_experiment(small(tiny_model), tmp_path / "run", Progress(None))
     lines = {line["kind"]: line for line in RunLog(tmp_path / "run" / "record.jsonl")}
@@ -110,7 +132,7 @@ def test_a_run_keeps_the_prediction_beside_what_was_measured(tiny_model: Path, t
 def test_clients_are_grouped_by_what_they_see(tiny_model: Path) -> None:
     plan = plan_run(small(tiny_model, scenario={"clients": 4, "pattern": "cross"}))
     assert {one.modalities: one.clients for one in plan.classes} == {"image": 2, "text": 2}
-    image, text = sorted(plan.classes, key=lambda one: one.modalities)
+    image, _ = sorted(plan.classes, key=lambda one: one.modalities)
     assert set(image.memory) == {"weights", "adapter", "gradients", "optimizer", "activations"}
     assert image.memory["adapter"] == 4 * plan.trained
     assert image.memory["optimizer"] == 2 * image.memory["adapter"], "AdamW has two moments"

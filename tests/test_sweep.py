@@ -87,6 +87,9 @@ def test_every_cell_runs_once_and_prints_a_line(engine: Engine) -> None:
     assert first.exit_code == 0, first.output
     assert engine.calls == [("run", name) for name in CELLS]
     lines = [line for line in first.stderr.splitlines() if line.startswith("[")]
+    names = [cell.replace("_seed-", ", seed=") for cell in CELLS]
+    assert lines[::2] == [f"[{k}/4] {name}: begins" for k, name in enumerate(names, 1)]
+    lines = lines[1::2]
     assert len(lines) == 4
     assert lines[0].startswith("[1/4] even, seed=0: local 50.0, fedavg 75.0; about")
     assert "left" not in lines[-1]
@@ -298,7 +301,7 @@ def test_other_commands_know_grids_and_sweeps(engine: Engine) -> None:
     def call(*words: str) -> Result:
         return CliRunner().invoke(app, list(words))
 
-    assert "fedloom sweep mine.yaml" in call("run", "mine.yaml").stderr
+    assert "4 cells in runs/" in call("run", "mine.yaml").stderr
     assert "mine.yaml is valid: 4 cells (2 scenario × 2 seed)" in call("validate", "mine.yaml").stdout
     cells = json.loads(call("validate", "mine.yaml", "--json").stdout)
     assert cells["gaps, seed=1"]["scenario"]["pattern"] == "missing"
@@ -363,7 +366,9 @@ def test_cells_in_several_processes_have_the_same_bytes(
     lines: list[str] = []
     folder = tmp_path / "all"
     result = run_sweep(load_grid(str(real)), folder, lines.append, lambda: Progress(None), jobs=2)
-    assert sorted(re.match(r"\[(\d)/3\]", line).group(1) for line in lines) == ["1", "2", "3"]
+    ended = [line for line in lines if not line.endswith(": begins")]
+    assert len(lines) == 2 * len(ended)
+    assert sorted(re.match(r"\[(\d)/3\]", line).group(1) for line in ended) == ["1", "2", "3"]
     for row, wanted in zip(result["cells"], undisturbed[1]["cells"], strict=True):
         assert row["scores"] == wanted["scores"]
         assert adapter(folder / row["folder"]) == adapter(undisturbed[0] / wanted["folder"])
@@ -402,7 +407,7 @@ def test_a_sweep_killed_in_its_second_cell_ends_with_the_same_bytes(
     lines: list[str] = []
     result = run_sweep(load_grid(str(real)), folder, lines.append, lambda: Progress(None))
     assert lines[0] == "1 of 3 cells is done already"
-    assert len(lines) == 3
+    assert [line.endswith(": begins") for line in lines[1:]] == [True, False, True, False]
     for row, wanted in zip(result["cells"], undisturbed[1]["cells"], strict=True):
         assert row["scores"] == wanted["scores"]
         assert adapter(folder / row["folder"]) == adapter(undisturbed[0] / wanted["folder"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ CHECK = "crc32"
 _MARK = f', "{CHECK}": "'.encode()
 
 
+Follower = Callable[[Mapping[str, Any]], None]
+"""A function that is called with each line of a run's log: its "kind" ("start", "round", "evaluation", "end" …) and its values."""
+
+
 class RunLog:
     """The log of a run: one JSON object a line, only ever appended to.
 
@@ -24,12 +28,16 @@ class RunLog:
     that a missing, repeated or moved line is noticed too. A line cut short by a crash is dropped when the file
     is opened again; whole lines are never changed. Lines are synced, so a checkpoint never outlives the line before it.
 
+    Args:
+        path: The file, which is made if it does not exist.
+        follow: Called with each new line after it was written.
+
     Raises:
         UserError: A line is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, follow: Follower | None = None) -> None:
+        self.path, self._follow = path, follow
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             content = path.read_bytes()
@@ -67,6 +75,8 @@ class RunLog:
             file.flush()
             os.fsync(descriptor)
         self._last = _checksum_of(line)
+        if self._follow is not None:
+            self._follow({"kind": kind, **values})
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         yield from (line for _, line in read_lines(self.path))

@@ -233,21 +233,33 @@ def keys(
 
 
 def doctor(
-    server: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The server's address.")],
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="HOST:PORT",
+            help="Check from a site that it reaches this server, and nothing of it but what sites need.",
+        ),
+    ] = None,
     keys: Keys = None,
     insecure: Insecure = False,
     debug: Debug = False,
 ) -> None:
-    """Check from a site that it reaches the server, and nothing of it but what sites need."""
+    """Check the installation: versions, devices, extras, cache and disk; or, with --server, the way to a server."""
     with report_errors(debug):
-        host, port = parse_address(server, "--server")
-        security = security_of(host, keys, insecure, at_server=False)
-        from fedloom.engine.server_check import check_server
+        if server is None:
+            from fedloom.system.installation import installation_checks
 
-        checks = check_server(host, port, security)
+            checks = installation_checks(Path())
+        else:
+            host, port = parse_address(server, "--server")
+            security = security_of(host, keys, insecure, at_server=False)
+            from fedloom.engine.server_check import check_server
+
+            checks = check_server(host, port, security)
         for passed, text in checks:
-            echo(f"{'ok  ' if passed else 'BAD '} {text}")
-        if not all(passed for passed, _ in checks):
+            echo(f"{'--  ' if passed is None else 'ok  ' if passed else 'BAD '} {text}")
+        if any(passed is False for passed, _ in checks):
             raise typer.Exit(FAILED)
 
 

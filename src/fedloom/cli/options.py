@@ -46,7 +46,9 @@ class Commands(TyperGroup):
 def _advice(error: Mapping[str, Any], words: Sequence[str]) -> str:
     """Return the advice to change a key with --set, where an option is unknown and its command takes changes of keys."""
     option, command = error.get("option_name"), getattr(error.get("ctx"), "command", None)
-    if option is None or not any(KEYS_HELP == getattr(one, "help", None) for one in command.params):
+    if option is None or not any(
+        KEYS_HELP == getattr(one, "help", None) for one in getattr(command, "params", ())
+    ):
         return ""
     from fedloom.cli.unknown_options import set_instead
 

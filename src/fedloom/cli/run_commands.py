@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from fedloom.cli import model_commands
 from fedloom.cli.cache_command import cache
 from fedloom.cli.data_command import data
 from fedloom.cli.federation_commands import doctor, keys, server, site
+from fedloom.cli.follow_commands import live, watch
+from fedloom.cli.init_command import init
 from fedloom.cli.list_command import list_
 from fedloom.cli.models_command import models
 from fedloom.cli.options import (
@@ -33,6 +36,7 @@ from fedloom.cli.options import (
 )
 from fedloom.cli.parity_command import parity
 from fedloom.cli.plan_command import plan
+from fedloom.cli.runs_command import runs
 from fedloom.cli.show_result import show_result
 from fedloom.cli.split_command import split
 from fedloom.cli.sweep_commands import report_sweep, sweep, validate_grid
@@ -40,6 +44,15 @@ from fedloom.system.errors import UserError
 from fedloom.system.garbage_collection import without_garbage_collection
 from fedloom.system.signals import exit_code
 from fedloom.version import __version__
+
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        help="Keep figures with tensorboard, wandb (offline) or mlflow (local files) too; may be repeated.",
+    ),
+]
 
 if TYPE_CHECKING:
     from fedloom.experiment.experiment import Experiment
@@ -81,6 +94,7 @@ def run(
     backend: Backend = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; the default is runs/NAME-DIGEST.")] = None,
     rerun: Rerun = False,
+    track: Track = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -117,7 +131,7 @@ def run(
             raise UserError(
                 f"{folder} holds this experiment, interrupted or still running; continue it with `fedloom resume {shlex.join(words)}`"
             )
-        _run_and_show(folder, quiet, as_json, experiment, finished=state == "finished")
+        _run_and_show(folder, quiet, as_json, experiment, finished=state == "finished", track=track or ())
 
 
 @app.command()
@@ -169,16 +183,22 @@ def verify(
 
 
 def _run_and_show(
-    folder: Path, quiet: bool, as_json: bool, experiment: Experiment, *, finished: bool
+    folder: Path,
+    quiet: bool,
+    as_json: bool,
+    experiment: Experiment,
+    *,
+    finished: bool,
+    track: Sequence[str] = (),
 ) -> None:
     """Run an experiment, or continue it, and show its result."""
-    result = _run(folder, quiet, experiment)
+    result = _run(folder, quiet, experiment, track)
     if finished:
         print_error(f"{folder} is finished; use --rerun to run it again, or --out to use another folder")
     show_result(result, folder, as_json)
 
 
-def _run(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
+def _run(folder: Path, quiet: bool, experiment: Experiment, track: Sequence[str]) -> dict[str, Any]:
     """Run an experiment, or continue it if its folder holds a part of it."""
     from fedloom.system.progress import make_progress
 
@@ -187,7 +207,13 @@ def _run(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
         with without_garbage_collection():
             from fedloom.runs.single_run import run_experiment
 
-        return run_experiment(experiment, folder, progress)
+        if not track:
+            return run_experiment(experiment, folder, progress)
+        from fedloom.runs.followers import open_trackers
+
+        settings = {"seed": experiment.seed, "methods": ", ".join(experiment.methods)}
+        with open_trackers(track, folder, settings) as followers:
+            return run_experiment(experiment, folder, progress, followers=followers)
     except KeyboardInterrupt as stop:
         progress.close()
         started = (folder / "experiment.json").is_file()
@@ -209,6 +235,10 @@ def _check_run(folder: Path) -> None:
 
 app.command()(sweep)
 app.command()(plan)
+app.command()(runs)
+app.command()(watch)
+app.command()(live)
+app.command()(init)
 
 
 @app.command()
@@ -216,21 +246,29 @@ def validate(
     recipe: Recipe,
     changes: Changes = None,
     plugins: PluginFiles = None,
+    syntax: Annotated[
+        bool,
+        typer.Option("--syntax", help="Check the keys alone, not whether data, model and disk are there."),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check an experiment without running it; --json prints it with all defaults."""
+    """Check an experiment, its data, model, device and disk without running it; --json prints it with all defaults."""
     with report_errors(debug):
         from fedloom.experiment.recipes import load_experiment, sweep_keys
         from fedloom.runs.run_folder import default_folder
 
         if keys := sweep_keys(recipe):
-            validate_grid(recipe, changes or (), plugins or (), as_json, quick="quick" in keys)
+            validate_grid(recipe, changes or (), plugins or (), as_json, quick="quick" in keys, syntax=syntax)
             return
         experiment = load_experiment(recipe, changes or (), plugins or ())
         if as_json:
             echo(experiment.to_json(), nl=False)
         else:
+            if not syntax:
+                from fedloom.runs.check_resources import require_resources
+
+                require_resources([(experiment, default_folder(experiment))])
             echo(f"{recipe} is valid; it would run in {default_folder(experiment)}")
 
 

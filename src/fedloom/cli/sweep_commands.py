@@ -104,7 +104,7 @@ def _show(result: dict[str, Any], folder: Path, as_json: bool) -> None:
 
 
 def validate_grid(
-    recipe: str, changes: Sequence[str], plugins: Sequence[str], as_json: bool, *, quick: bool
+    recipe: str, changes: Sequence[str], plugins: Sequence[str], as_json: bool, *, quick: bool, syntax: bool
 ) -> None:
     """Check a grid, and its quick form if it has one; as JSON, print every cell's experiment."""
     from fedloom.experiment.grid import load_grid
@@ -118,9 +118,14 @@ def validate_grid(
         cells = {cell.name: cell.experiment.model_dump(mode="json") for cell in grid.cells}
         echo_json(cells)
     else:
+        folder = default_sweep_folder(grid)
+        if not syntax:
+            from fedloom.runs.check_resources import require_resources
+
+            require_resources((cell.experiment, folder / cell.folder) for cell in grid.cells)
         axes = " × ".join(f"{len(labels)} {name}" for name, labels in grid.axes.items())
         text = f"{recipe} is valid: {counted(len(grid.cells), 'cell')} ({axes})"
-        echo(f"{text}; `fedloom sweep` would run them in {default_sweep_folder(grid)}")
+        echo(f"{text}; `fedloom sweep` would run them in {folder}")
 
 
 def report_sweep(folders: Sequence[Path], out: Path | None) -> None:

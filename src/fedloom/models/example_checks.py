@@ -68,8 +68,17 @@ class CheckedData:
         }
 
 
+def _not_shown(done: int, total: int) -> None:
+    pass
+
+
 def check_examples(
-    vlm: Vlm, data: DataSet, conversations_of: ConversationsOf, too_long: TooLong, most: int | None = None
+    vlm: Vlm,
+    data: DataSet,
+    conversations_of: ConversationsOf,
+    too_long: TooLong,
+    most: int | None = None,
+    encoded: Callable[[int, int], None] = _not_shown,
 ) -> CheckedData:
     """Check whether a model can use every example of a data set; usable examples are not changed.
 
@@ -79,11 +88,13 @@ def check_examples(
         conversations_of: Example → the conversations that the run builds from it.
         too_long: Whether an example with too many tokens is skipped, or its text cut at the end.
         most: The most tokens, at least 1; None as in `token_limit`.
+        encoded: Called with the number of images whose features were computed, first with 0, and with that of all which have
+            to be.
     """
     sees = vlm.family.images
     images = [image for example in data.examples for image in example.pictures if sees]
     unread = {id(image): reason for image in images if (reason := _why_unreadable(image)) is not None}
-    computed, failed = _compute_features(vlm, [image for image in images if id(image) not in unread])
+    computed, failed = _compute_features(vlm, [image for image in images if id(image) not in unread], encoded)
     limit = token_limit(vlm, most)
     size = _token_bound(vlm)
     cut: list[str] = []
@@ -174,13 +185,16 @@ def _name(image: LazyImage) -> str:
     return f"image {quoted(image.path.name)}" if isinstance(image, FileImage) else "its image"
 
 
-def _compute_features(vlm: Vlm, images: Sequence[LazyImage]) -> tuple[int, dict[str, str]]:
+def _compute_features(
+    vlm: Vlm, images: Sequence[LazyImage], encoded: Callable[[int, int], None] = _not_shown
+) -> tuple[int, dict[str, str]]:
     """Compute the features that are not cached; return their number, and the reason of each failure by image key.
 
     The other images of a bad image's batch are encoded together again, so that it does not change their features.
     """
     todo = vlm.memo.missing(images)
     reasons: dict[str, str] = {}
+    encoded(0, len(todo))
     for start in range(0, len(todo), SHARD):
         batch = todo[start : start + SHARD]
         try:
@@ -190,6 +204,7 @@ def _compute_features(vlm: Vlm, images: Sequence[LazyImage]) -> tuple[int, dict[
                 if (reason := _why_not_encodable(vlm, image)) is not None:
                     reasons[image.key] = reason
             vlm.image_features([image for image in batch if image.key not in reasons])
+        encoded(start + len(batch), len(todo))
     return len(todo) - len(reasons), reasons
 
 

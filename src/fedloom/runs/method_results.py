@@ -17,7 +17,7 @@ from fedloom.models.sentence_embeddings import embed_sentences
 from fedloom.runs.evaluation import best_shares, validate, validation_scores
 from fedloom.runs.export_models import export_model
 from fedloom.runs.method_predictions import check_parts, part_digests, remove_parts, write_part
-from fedloom.runs.method_scores import model_scores, own_scores, shared_scores
+from fedloom.runs.method_scores import global_scores, model_scores, own_scores, shared_scores
 from fedloom.runs.modality_slices import modality_of, score_model, slices_of
 from fedloom.runs.own_answers import trained_as
 from fedloom.runs.run_context import RunContext
@@ -160,7 +160,7 @@ def _federated(context: RunContext, method: Method, name: str) -> Outcome:
     models = _interpolated(context, method, name, models, alone)
     validation = validate(context, models, name, rounds, alone)
     if None in models:
-        scores = model_scores(context, models, name, rounds, alone)[0]
+        scores = global_scores(context, models, name, rounds, alone)
     else:
         scores = own_scores(context, models, name, rounds, alone)
         scores["shared"] = shared_scores(context, models, name, rounds)
@@ -202,7 +202,7 @@ def _centralized(context: RunContext, method: Method, name: str) -> Outcome:
     models, rounds = reported_models(context, method, name, [(None, training_state)])
     alone = _lone_models(context, method)
     validation = validate(context, models, name, rounds, alone)
-    return model_scores(context, models, name, rounds, alone)[0], 0, 0, validation
+    return global_scores(context, models, name, rounds, alone), 0, 0, validation
 
 
 def _clients(context: RunContext) -> range:

@@ -26,12 +26,25 @@ Rounds = Mapping[int | None, int]
 """Client, or None for the global model → the number of rounds that the model was trained for."""
 
 
+def global_scores(
+    context: RunContext,
+    models: Mapping[int | None, Question],
+    name: str,
+    rounds: Rounds,
+    alone: Mapping[int, Question] | None = None,
+) -> dict[str, Any]:
+    """Score a method's global model."""
+    _begin_evaluation(context, name, 1)
+    return model_scores(context, models, name, rounds, alone)[0]
+
+
 def shared_scores(
     context: RunContext, models: Mapping[int | None, Question], name: str, rounds: Rounds
 ) -> dict[str, Any]:
     """Score the shared model of a method whose clients have their own; personal values in it are those of the start."""
     client, question = next(iter(models.items()))
     shared: dict[int | None, Question] = {None: replace(question, client=None, since=-1, own_share=1.0)}
+    _begin_evaluation(context, name, 1)
     return model_scores(context, shared, name, {None: rounds[client]}, kind="shared")[0]
 
 
@@ -53,6 +66,11 @@ def own_scores(
     own = score_own_models(scores)
     mean = _mean_of([{key: value for key, value in model.items() if key not in own} for model in scores])
     return {**mean, **own, "best": max(headlines, default=None), "worst": min(headlines, default=None)}
+
+
+def _begin_evaluation(context: RunContext, name: str, passes: int) -> None:
+    """Begin the stage in which a method's final models answer the test set, in a number of passes over its slices."""
+    context.progress.stage(f"{name}, evaluation", passes * max(1, len(slices_of(context.data.test))))
 
 
 def _mean_of(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -84,8 +102,7 @@ def model_scores(
     If the server has no test part, the sites score the global model on their own.
     """
     if not context.data.test and isinstance(context.remote, Federation):
-        if name == "zero-shot":
-            context.progress.advance(1)
+        context.progress.advance(1)
         clients = clients_by_site(context.plan, context.data.train)
         return [
             combine_site_scores(
@@ -97,8 +114,7 @@ def model_scores(
         of_part = answer_test(context, models, name, rounds, part, kind)
         for by_slice, own in zip(answers, of_part, strict=True):
             by_slice[part] = own
-        if name == "zero-shot":
-            context.progress.advance(1)
+        context.progress.advance(1)
     data, plan = context.data, context.plan
     scores = [
         score_model(data.train, data.test, plan, by_slice, context.judge, context.metrics)

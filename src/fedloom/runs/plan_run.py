@@ -16,8 +16,15 @@ from fedloom.data import check_usable
 from fedloom.engine.machine_choices import this_machine
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.empty_model import empty_vlm
+from fedloom.models.longest_example import longest
 from fedloom.models.text_only import without_images
-from fedloom.runs.resource_plan import ClientClass, ResourcePlan, longest, machine_speed, predict
+from fedloom.runs.resource_plan import (
+    BASELINES_TRAINED,
+    ClientClass,
+    ResourcePlan,
+    machine_speed,
+    predict,
+)
 from fedloom.runs.run_setup import load_run_data, open_site, set_threads, stages_of
 from fedloom.runs.site_setup import make_site
 from fedloom.scenarios.plan import Plan
@@ -29,9 +36,6 @@ from fedloom.tuning.adapters import empty_tuned
 from fedloom.tuning.strategies import merged_stage
 from fedloom.types import DataSet
 from fedloom.wire.messages import Assignment
-
-TRAINED = ("local", "centralized")
-"""Baselines that train."""
 
 STEPS = 3
 """Steps of a probe that are timed; one more comes before them."""
@@ -119,7 +123,11 @@ def _corrected(one: ClientClass, more: float, slower: float) -> ClientClass:
 
 def _measure(experiment: Experiment, site: Site) -> tuple[int, float]:
     """Take steps on batches of the longest example; return the bytes of memory that they need, and the seconds of one step."""
-    method = next(name for name in experiment.methods if name in TRAINED or experiment.method(name).federated)
+    method = next(
+        name
+        for name in experiment.methods
+        if experiment.method(name).federated or experiment.method(name).base in BASELINES_TRAINED
+    )
     local = site.method(method)
     counts = [profile.examples for profile in local.profiles]
     client = counts.index(max(counts))

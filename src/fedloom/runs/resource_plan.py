@@ -20,23 +20,20 @@ from fedloom.client.site import Profile, Site
 from fedloom.engine.client_sampling import Schedule, draw_cohort
 from fedloom.engine.machine_choices import Choice, Machine, choose_from
 from fedloom.experiment.experiment import Experiment
-from fedloom.models.batches import encode
-from fedloom.models.empty_model import learn_grids, weight_bytes
-from fedloom.models.load_model import Vlm
+from fedloom.experiment.methods import ALONE
+from fedloom.models.empty_model import weight_bytes
+from fedloom.models.longest_example import longest
 from fedloom.models.step_sizes import SLOWER, step_sizes
 from fedloom.params import Part
 from fedloom.runs.site_setup import algorithm_of
 from fedloom.scenarios.plan import Plan
 from fedloom.system.memory import resident_bytes
 from fedloom.tuning.strategy_parts import Parts
-from fedloom.types import Conversation, DataSet
+from fedloom.types import DataSet
 from fedloom.wire.messages import Assignment, in_codec
 
-LOOKED_AT = 256
-"""Examples of a class among which the longest is looked for; further ones are skipped evenly."""
-
-COUNTED = 6
-"""Examples with the longest texts, and with an image, whose tokens are counted."""
+BASELINES_TRAINED = ("local", "centralized")
+"""Baselines that train; the first has the clients of a federated method."""
 
 CHECKPOINTS = 2
 """Checkpoints of a training that are kept."""
@@ -127,7 +124,12 @@ def predict(
         speed: See `machine_speed`.
     """
     federated = [name for name in experiment.methods if experiment.method(name).federated]
-    trains = federated or [name for name in experiment.methods if name in ("local", "centralized")]
+    trains = federated or [
+        name
+        for base in BASELINES_TRAINED
+        for name in experiment.methods
+        if experiment.method(name).base == base
+    ]
     weights = weight_bytes(site.tuned.vlm, experiment.model.precision)
     program = resident_bytes()
     groups = _groups(site, trains[0]) if trains else {}
@@ -155,7 +157,7 @@ def predict(
         choice.workers,
         program + sum(weights.values()) + choice.rows * choice.workers * own,
         sent,
-        _disk(experiment, site, trains),
+        disk_bytes(experiment, site),
         _seconds(experiment, site, data, plan, class_of, choice, speed),
     )
 
@@ -216,22 +218,6 @@ def _client_class(
     )
 
 
-def longest(vlm: Vlm, conversations: Sequence[Conversation]) -> tuple[int, int]:
-    """Return the tokens of the longest of some conversations, and those of its answer."""
-    looked_at = conversations[:: max(1, len(conversations) // LOOKED_AT)]
-    by_text = sorted(looked_at, key=lambda one: (len(one.pictures), len(one.user) + len(one.answer)))
-    counted = [_tokens(vlm, one) for one in by_text[-COUNTED:]]
-    return max(counted, default=(1, 1))
-
-
-def _tokens(vlm: Vlm, conversation: Conversation) -> tuple[int, int]:
-    learn_grids(
-        vlm, [image for turn in (*conversation.history, conversation.turn) for image in turn.pictures]
-    )
-    encoded = encode(vlm, conversation, (conversation.answer,))
-    return len(encoded.prompt) + len(encoded.answers[0]), len(encoded.answers[0])
-
-
 def _adapter_values(site: Site) -> int:
     layout = site.tuned.layout
     return sum(
@@ -245,7 +231,9 @@ def message_bytes(
     """Return the bytes of the messages of a client's first round in a stage: "down" to it and "up" from it."""
     local, method = site.method(name), experiment.method(name)
     parts: Parts = local.stages[stage].parts
-    algorithm = algorithm_of(experiment, method, site.tuned.layout, stage)
+    # A stage that the method adds is trained by plain FedAvg, as in `fedloom.runs.train_method`.
+    own = local.stages[stage].without_rule
+    algorithm = algorithm_of(experiment, ALONE if own else method, site.tuned.layout, stage)
     broadcast = algorithm.broadcast(algorithm.init(local.start))
     nothing = Part(site.tuned.layout.size, ())
     down, up = (
@@ -315,20 +303,20 @@ def _choice(experiment: Experiment, site: Site, classes: Iterable[ClientClass], 
     return choice
 
 
-def _disk(experiment: Experiment, site: Site, methods: Sequence[str]) -> int:
+def disk_bytes(experiment: Experiment, site: Site) -> int:
     """Return the bytes of checkpoints, of clients' memories and of the adapter."""
     values, total = 4 * site.tuned.layout.size, 0
     clients = experiment.scenario.clients
     for name in experiment.methods:
         method = experiment.method(name)
-        if not method.federated and name not in ("local", "centralized"):
+        if not method.federated and method.base not in BASELINES_TRAINED:
             continue
         state = algorithm_of(experiment, method, site.tuned.layout).init(site.tuned.start)
         slots = 1 + sum(value.numel() for value in state.slots.values()) / max(1, site.tuned.layout.size)
-        total += int(CHECKPOINTS * slots * values * (clients if name == "local" else 1))
+        total += int(CHECKPOINTS * slots * values * (clients if method.base == "local" else 1))
         personal = site.method(name).stages[-1].parts.personal.count
         total += 2 * 4 * personal * clients if method.federated else 0
-    return total + values * bool(methods)
+    return total + values * (experiment.exported is not None)
 
 
 def _seconds(
@@ -347,10 +335,10 @@ def _seconds(
     for name in experiment.methods:
         method = experiment.method(name)
         evaluations, models = 1, 1
-        if method.federated or name in ("local", "centralized"):
+        if method.federated or method.base in BASELINES_TRAINED:
             every = experiment.evaluate.every
             evaluations += experiment.train.rounds // every if every else 0
-            models = len(class_of) if name == "local" else 1
+            models = len(class_of) if method.base == "local" else 1
             training += _training_seconds(experiment, site, name, class_of)
         forwards += evaluations * models
     tokens = max((one.tokens for one in class_of.values()), default=1)
@@ -372,16 +360,16 @@ def _seconds(
 def _training_seconds(
     experiment: Experiment, site: Site, name: str, class_of: dict[int, ClientClass]
 ) -> float:
-    local = site.method(name)
+    local, base = site.method(name), experiment.method(name).base
     total, examples = 0.0, sum(profile.examples for profile in local.profiles)
     for stage in local.stages:
         settings = stage.settings
-        if name == "centralized":
+        if base == "centralized":
             one = max(class_of.values(), key=lambda one: one.step_seconds)
             steps = steps_of(settings, examples)
             total += settings.rounds * steps * one.step_seconds
             continue
-        cohort = None if name == "local" else settings.cohort
+        cohort = None if base == "local" else settings.cohort
         schedule = _schedule(experiment, settings.rounds, cohort, range(len(local.profiles)))
         for round in range(schedule.rounds):
             for client in draw_cohort(schedule, round):

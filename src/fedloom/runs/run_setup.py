@@ -26,7 +26,7 @@ from fedloom.models.load_model import Vlm, move_model, other_devices, with_featu
 from fedloom.models.precision import device_of, precision_of
 from fedloom.models.sentence_embeddings import sentence_source
 from fedloom.models.text_only import check_pattern
-from fedloom.run_log import RunLog, require_length
+from fedloom.run_log import Follower, RunLog, require_length
 from fedloom.runs.own_answers import require_options
 from fedloom.runs.ray_setup import actors_of
 from fedloom.runs.run_context import RunContext
@@ -76,6 +76,7 @@ def set_up_run(
     models: Models,
     live: ExitStack,
     site_data: DataSet | None = None,
+    follow: Follower | None = None,
 ) -> RunContext:
     """Read the data, load the model, divide the examples; begin the run's folder, or check that it belongs to this run.
 
@@ -86,9 +87,12 @@ def set_up_run(
         models: Loaded models and judges; see `run_experiment`.
         live: Removes the adapters from the model, and ends Ray's actors, when it closes.
         site_data: What the server knows about the data of sites on other machines; None for the experiment's data.
+        follow: Called with each line of the run's log.
     """
     set_threads(experiment)
+    progress.stage("loading data and model", 2)
     data, manifest = site_data or load_run_data(experiment), read_manifest(folder)
+    progress.advance()
     now = current_identity(experiment, contents_of(data), folder)
     if manifest is not None:
         require_same(folder, manifest.identity, now)
@@ -99,8 +103,9 @@ def set_up_run(
     here = with_precision(experiment, folder)
     tuned, replicas = live.enter_context(_adapted(here, models))
     vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
+    progress.advance()
     check_pattern(vlm.family, experiment.scenario.pattern)
-    check = checked_data(experiment, vlm, data, complete=site_data is None)
+    check = checked_data(experiment, vlm, data, progress, complete=site_data is None)
     clock.lap("vision")
     data = check.data
     plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
@@ -115,7 +120,7 @@ def set_up_run(
         progress.message(
             f"this run began with {before}; with other versions its numbers may round differently"
         )
-    record = RunLog(folder / RECORD)
+    record = RunLog(folder / RECORD, follow)
     require_length(record.path, recorded_below(folder / METHODS))
     _record_start(record, experiment, tuned, check, clock.seconds["vision"], validation)
     skipped = [str(record) for record in data.rejected]
@@ -218,7 +223,14 @@ def set_threads(experiment: Experiment) -> None:
         torch.set_num_threads(experiment.model.threads)
 
 
-def checked_data(experiment: Experiment, vlm: Vlm, data: DataSet, *, complete: bool = True) -> CheckedData:
+def checked_data(
+    experiment: Experiment,
+    vlm: Vlm,
+    data: DataSet,
+    progress: Progress | None = None,
+    *,
+    complete: bool = True,
+) -> CheckedData:
     """Check the examples against the model, with all modalities and with each of the experiment's prompts.
 
     Data that are not `complete`, because they are at sites, may lack a training or test part.
@@ -230,7 +242,11 @@ def checked_data(experiment: Experiment, vlm: Vlm, data: DataSet, *, complete: b
         render = TASKS[example.task].render
         return [render(example, everything, clause=clause, answer_form=answer) for clause in clauses]
 
-    check = check_examples(vlm, data, shapes, experiment.data.too_long, experiment.model.max_tokens)
+    def encoded(done: int, total: int) -> None:
+        if progress is not None and total:
+            progress.reach("features of images", done, total)
+
+    check = check_examples(vlm, data, shapes, experiment.data.too_long, experiment.model.max_tokens, encoded)
     return replace(check, data=check_usable(check.data, experiment.data)) if complete else check
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from fedloom.experiment.experiment import Experiment
 from fedloom.report.federation_gain import compare_methods
 from fedloom.report.run_page import write_report
-from fedloom.run_log import RunLog
+from fedloom.run_log import Follower, RunLog
+from fedloom.runs.followers import follow_with
 from fedloom.runs.method_predictions import join_parts, remove_parts
 from fedloom.runs.method_results import export, run_method, validation_of
 from fedloom.runs.modality_slices import independent_questions
@@ -54,6 +55,7 @@ def run_experiment(
     progress: Progress,
     models: Models | None = None,
     remote: RemoteSites | None = None,
+    followers: Sequence[Follower] = (),
 ) -> Result:
     """Run an experiment into a new folder, or go on with it.
 
@@ -63,6 +65,7 @@ def run_experiment(
         progress: Shows the progress of the run.
         models: Loaded models, to which newly loaded ones are added; they change no result.
         remote: Sites of clients that are on other machines; they change no result either.
+        followers: Called with each line of the run's log; one that raises is called no more, and the run goes on.
 
     Returns:
         The content of `result.json`.
@@ -82,15 +85,16 @@ def run_experiment(
         if manifest is None or RESULT not in manifest.files:
             started = time.perf_counter()
             forget_peak()
+            follow = follow_with(followers, progress.message)
             try:
-                result = _run_methods(experiment, out, progress, models, remote)
+                result = _run_methods(experiment, out, progress, models, remote, follow)
             except Exception:
                 if manifest is None and remote is None:
                     discard_failed_start(out)
                 raise
             join_parts(out, experiment.methods)
             seconds = time.perf_counter() - started
-            RunLog(out / RECORD).append("end", {"seconds": seconds, "peak_bytes": peak_bytes()})
+            RunLog(out / RECORD, follow).append("end", {"seconds": seconds, "peak_bytes": peak_bytes()})
             write_json(out / RESULT, result, out)
             add_to_manifest(out, run_files(out))
         else:  # a run that ended before its report was written
@@ -149,11 +153,16 @@ def unusable_cells(cells: Mapping[int, Cell]) -> dict[int, str]:
 
 
 def _run_methods(
-    experiment: Experiment, folder: Path, progress: Progress, models: Models, remote: RemoteSites | None
+    experiment: Experiment,
+    folder: Path,
+    progress: Progress,
+    models: Models,
+    remote: RemoteSites | None,
+    follow: Follower,
 ) -> Result:
     """Run every method or read its result, and return the content of `result.json`."""
     with ExitStack() as live:
-        context = set_up_run(experiment, folder, progress, models, live, remote and remote.data)
+        context = set_up_run(experiment, folder, progress, models, live, remote and remote.data, follow)
         main = experiment.exported
         if remote is None:
             record_prediction(context)

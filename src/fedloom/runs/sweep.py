@@ -114,7 +114,9 @@ def _run_all(
         if row.state != "begun":  # another cell may be the same experiment; then it is done too
             rows[:] = [_current(folder, other) if other.state == "waiting" else other for other in rows]
         _write(grid, folder, rows)
-        if row.state != "begun":
+        if row.state == "begun":
+            tell(f"[{index + 1}/{len(rows)}] {row.cell.name}: begins")
+        else:
             tell(_line(folder, rows, index, (time.perf_counter() - since) / len(tried)))
 
     waiting = _waiting(folder, rows)

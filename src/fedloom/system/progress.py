@@ -66,6 +66,12 @@ class Progress:
             parts = (f"{self._done} of {self._total}", self._shown(), f"about {duration(left)} left")
             self._line(f"{self._name}: {', '.join(part for part in parts if part)}")
 
+    def reach(self, name: str, done: int, total: int) -> None:
+        """Begin a stage unless it is the present one, and count steps as done until `done` of them are."""
+        if self._name != one_line(name):
+            self.stage(name, total)
+        self.advance(done - self._done)
+
     def message(self, text: str) -> None:
         """Write a line of text."""
         if self._bar is not None:

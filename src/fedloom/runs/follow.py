@@ -1,0 +1,169 @@
+"""Read how far a run, a sweep or a deployment has come, from its folder alone, while another process writes there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import read_json
+from fedloom.system.manifest import LOCK
+
+RECORD, EXPERIMENT, SWEEP, DEPARTED = "record.jsonl", "experiment.json", "sweep.json", "left-this-site.jsonl"
+RECENT = 8
+"""Messages that are shown."""
+
+
+def progress_of(folder: Path) -> dict[str, Any]:
+    """Return how far a run, a sweep, or a site's part in a deployment has come, as a JSON value.
+
+    Returns:
+        "kind" (run, sweep or site), "name", "finished", and, of a run, "rounds" and "methods": name → "done" rounds, "loss" and
+        "scores" as pairs (round, value), bytes "up" and "down", numbers of "missing" and "refused" updates; of a sweep,
+        "cells" and "run", the cell that is running; of a site, "messages" and "bytes". "notes" are sentences.
+
+    Raises:
+        UserError: The folder holds none of these.
+    """
+    if (folder / SWEEP).is_file():
+        return _sweep(folder)
+    if (folder / DEPARTED).is_file():
+        return _site(folder)
+    # A run that still loads its data and model has locked its folder and written nothing.
+    if any((folder / name).is_file() for name in (RECORD, EXPERIMENT, LOCK)):
+        return _run(folder)
+    raise UserError(f"{folder} holds no run, sweep or site; give the folder that --out named")
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines of a log; the last one may still be being written."""
+    with suppress(FileNotFoundError):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            with suppress(ValueError):
+                value = json.loads(line)
+                if isinstance(value, dict):
+                    yield value
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    experiment: Mapping[str, Any] = {}
+    with suppress(UserError):
+        experiment = read_json(folder / EXPERIMENT)
+    methods: dict[str, dict[str, Any]] = {}
+    notes, finished = list[str](), False
+    for line in _lines(folder / RECORD):
+        kind = line.get("kind")
+        finished = kind == "end"
+        if kind == "damaged":
+            notes.append(str(line.get("reason")))
+        if "method" not in line or kind not in ("round", "evaluation", "validation"):
+            continue
+        empty = {"done": 0, "loss": [], "scores": [], "sent": {}, "missing": 0, "refused": 0}
+        method = methods.setdefault(str(line["method"]), empty)
+        if kind == "round":
+            _add_round(method, line, notes)
+        elif line.get("client") is None and kind == "evaluation":
+            _add_score(method, line)
+    for method in methods.values():
+        sent = method.pop("sent").values()
+        method["up"], method["down"] = (sum(pair[way] for pair in sent) for way in (0, 1))
+    return {
+        "kind": "run",
+        "name": experiment.get("name", folder.name),
+        "finished": finished,
+        "rounds": experiment.get("train", {}).get("rounds"),
+        "planned": list(experiment.get("methods", [])),
+        "methods": methods,
+        "notes": notes[-RECENT:],
+    }
+
+
+def _add_round(method: dict[str, Any], line: Mapping[str, Any], notes: list[str]) -> None:
+    done = int(line["round"]) + 1
+    method["done"] = max(method["done"], done)
+    if line.get("client") is None and isinstance(line.get("loss"), int | float):
+        method["loss"] = [pair for pair in method["loss"] if pair[0] < done] + [[done, line["loss"]]]
+    # A round that was run again after an interruption replaces its first attempt.
+    method["sent"][done, line.get("client")] = line.get("bytes_up", 0), line.get("bytes_down", 0)
+    for key in ("missing", "refused"):
+        method[key] += len(line.get(key, ()))
+        notes += [
+            f"{line['method']}, round {done}: client {one['client']} {key}: {one['reason']}"
+            for one in line.get(key, ())
+        ]
+
+
+def _add_score(method: dict[str, Any], line: Mapping[str, Any]) -> None:
+    scores, done = line["scores"], int(line["round"])
+    value = next((value for value in scores.values() if isinstance(value, int | float)), None)
+    if value is not None and not any(
+        pair[0] == done for pair in method["scores"]
+    ):  # the first slice is the fullest
+        method["scores"].append([done, value])
+
+
+def _sweep(folder: Path) -> dict[str, Any]:
+    value = read_json(folder / SWEEP, {"cells": list})
+    cells = [
+        {"name": cell["name"], "state": cell["state"], "error": cell.get("error")} for cell in value["cells"]
+    ]
+    begun = [cell["folder"] for cell in value["cells"] if cell["state"] == "begun"]
+    run = None
+    if begun:
+        with suppress(UserError):
+            run = progress_of(folder / begun[-1])
+    return {
+        "kind": "sweep",
+        "name": value.get("name", folder.name),
+        "finished": all(cell["state"] in ("done", "failed") for cell in cells),
+        "cells": cells,
+        "run": run,
+        "notes": [f"{cell['name']}: {cell['error']}" for cell in cells if cell["error"]][-RECENT:],
+    }
+
+
+def _site(folder: Path) -> dict[str, Any]:
+    lines = list(_lines(folder / DEPARTED))
+    return {
+        "kind": "site",
+        "name": folder.name,
+        "finished": False,
+        "messages": len(lines),
+        "bytes": sum(int(line.get("bytes", 0)) for line in lines),
+        "notes": [],
+    }
+
+
+def status_lines(progress: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how far something has come, in lines for people."""
+    state = "finished" if progress["finished"] else "not finished"
+    yield f"{progress['kind']} {progress['name']}: {state}"
+    if progress["kind"] == "sweep":
+        done = sum(cell["state"] in ("done", "failed") for cell in progress["cells"])
+        yield f"  {done} of {len(progress['cells'])} cells ended"
+        if progress["run"] is not None:
+            yield from (f"  {line}" for line in status_lines(progress["run"]))
+    elif progress["kind"] == "site":
+        yield f"  {progress['messages']:,} messages left this site, {progress['bytes']:,} bytes"
+    else:
+        for name in dict.fromkeys([*progress["methods"], *progress["planned"]]):
+            yield f"  {_method_line(name, progress['methods'].get(name), progress['rounds'])}"
+    yield from (f"  note: {note}" for note in progress["notes"])
+
+
+def _method_line(name: str, method: Mapping[str, Any] | None, rounds: int | None) -> str:
+    if method is None:
+        return f"{name}: waiting"
+    parts = [f"{name}: round {method['done']} of {rounds}"] if method["done"] else [f"{name}:"]
+    if method["loss"]:
+        parts.append(f"loss {method['loss'][-1][1]:.4g}")
+    if method["scores"]:
+        parts.append(f"test {100 * method['scores'][-1][1]:.1f} % after round {method['scores'][-1][0]}")
+    if method["up"]:
+        parts.append(f"{method['up']:,} bytes up, {method['down']:,} down")
+    if faults := method["missing"] + method["refused"]:
+        parts.append(f"{faults} updates missing or refused")
+    return ", ".join(parts).replace(":,", ":")

@@ -1,0 +1,188 @@
+"""Pass the lines of a run's log on: to functions of the user, and to TensorBoard, Weights & Biases or MLflow.
+
+A follower is a function that takes one line; see `fedloom.run_log.Follower`. Trackers are followers that write the figures of
+rounds and evaluations to files of another library, on this machine only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedloom.run_log import Follower
+from fedloom.system.errors import UserError, error_sentence
+
+
+def follow_with(followers: Sequence[Follower], message: Callable[[str], None]) -> Follower:
+    """Return one follower that calls several; one that raises is reported, and is called no more.
+
+    Args:
+        followers: Functions that take a line of a run's log.
+        message: Shows a sentence about one that raised.
+    """
+    left = list(followers)
+
+    def follow(line: Mapping[str, Any]) -> None:
+        for follower in tuple(left):
+            try:
+                follower(line)
+            except Exception as error:
+                left.remove(follower)
+                message(f"a follower of the run's log is called no more: {error_sentence(error)}")
+
+    return follow
+
+
+def figures_of(line: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
+    """Return the figures of a line of a run's log by name, and the number of rounds after which they hold.
+
+    Example:
+        >>> figures_of({"kind": "round", "method": "fedavg", "client": None, "round": 0, "loss": 0.5, "bytes_up": 8, "bytes_down": 9})
+        (1, {'fedavg/loss': 0.5, 'fedavg/bytes_up': 8.0, 'fedavg/bytes_down': 9.0})
+    """
+    kind, figures = line.get("kind"), dict[str, float]()
+    if kind == "round":
+        named = {name: line.get(name) for name in ("loss", "lr", "bytes_up", "bytes_down", "seconds")}
+        named |= {name: len(line[name]) for name in ("refused", "missing") if name in line}
+        return int(line["round"]) + 1, _numbers(_prefix(line), named)
+    if kind == "evaluation":
+        scores = {
+            f"{line['slice']}/{name}": value
+            for name, value in line["scores"].items()
+            if not isinstance(value, Mapping)
+        }
+        return int(line["round"]), _numbers(f"{_prefix(line)}/test", scores)
+    if kind == "validation" and "score" in line:
+        return int(line["round"]), _numbers(_prefix(line), {"validation": line["score"]})
+    return 0, figures
+
+
+def _prefix(line: Mapping[str, Any]) -> str:
+    client = line.get("client")
+    return str(line["method"]) if client is None else f"{line['method']}/client-{client}"
+
+
+def _numbers(prefix: str, named: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        f"{prefix}/{name}": float(value)
+        for name, value in named.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+class Tracker(NamedTuple):
+    """A library that keeps figures.
+
+    Attributes:
+        title: Its name for people.
+        module: The module that is imported, to tell whether it is installed.
+        open: (folder of its files, name of the run, settings of the run) → (function that takes figures and their step,
+            function that ends it).
+    """
+
+    title: str
+    module: str
+    open: Callable[
+        [Path, str, Mapping[str, Any]], tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]
+    ]
+
+
+def _tensorboard(
+    folder: Path, name: str, settings: Mapping[str, Any]
+) -> tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]:
+    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder / name))
+
+    def log(figures: dict[str, float], step: int) -> None:
+        for key, value in figures.items():
+            writer.add_scalar(key, value, step)
+        writer.flush()
+
+    return log, writer.close
+
+
+def _wandb(
+    folder: Path, name: str, settings: Mapping[str, Any]
+) -> tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]:
+    os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would send errors to its makers
+    wandb = importlib.import_module("wandb")
+    run = wandb.init(
+        mode="offline",
+        project="fedloom",
+        name=name,
+        dir=str(folder),
+        config=dict(settings),
+        settings=wandb.Settings(silent=True),
+    )
+
+    def log(figures: dict[str, float], step: int) -> None:
+        run.log({**figures, "round": step})  # its own steps only count calls
+
+    return log, run.finish
+
+
+def _mlflow(
+    folder: Path, name: str, settings: Mapping[str, Any]
+) -> tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]:
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+    client = importlib.import_module("mlflow.tracking").MlflowClient(folder.absolute().as_uri())
+    experiment = client.get_experiment_by_name("fedloom")
+    number = client.create_experiment("fedloom") if experiment is None else experiment.experiment_id
+    run = client.create_run(number, run_name=name).info.run_id
+    for key, value in settings.items():
+        client.log_param(run, key, value)
+
+    def log(figures: dict[str, float], step: int) -> None:
+        for key, value in figures.items():
+            client.log_metric(run, key, value, step=step)
+
+    return log, lambda: client.set_terminated(run)
+
+
+TRACKERS = {
+    "tensorboard": Tracker("TensorBoard", "tensorboard", _tensorboard),
+    "wandb": Tracker("Weights & Biases, offline", "wandb", _wandb),
+    "mlflow": Tracker("MLflow, in local files", "mlflow", _mlflow),
+}
+"""By the name that --track takes, which is also that of the extra with the library."""
+
+
+@contextmanager
+def open_trackers(
+    names: Sequence[str], run_folder: Path, settings: Mapping[str, Any]
+) -> Iterator[list[Follower]]:
+    """Open trackers and yield their followers; their files are in `tracking/NAME` beside the run folder.
+
+    Args:
+        names: Keys of `TRACKERS`.
+        run_folder: The run folder, whose name is the run's.
+        settings: Settings that are kept with the figures.
+
+    Raises:
+        UserError: A name is unknown, or its library is not installed.
+    """
+    followers: list[Follower] = []
+    with ExitStack() as stack:
+        for name in dict.fromkeys(names):
+            if name not in TRACKERS:
+                raise UserError(f"--track: there is no tracker {name!r}; there are {', '.join(TRACKERS)}")
+            tracker = TRACKERS[name]
+            if importlib.util.find_spec(tracker.module) is None:
+                raise UserError(f"--track {name}: {tracker.title} is not installed; install fedloom[{name}]")
+            folder = run_folder.absolute().parent / "tracking" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            log, close = tracker.open(folder, run_folder.name, settings)
+            stack.callback(close)
+
+            def follow(line: Mapping[str, Any], log: Callable[[dict[str, float], int], None] = log) -> None:
+                step, figures = figures_of(line)
+                if figures:
+                    log(figures, step)
+
+            followers.append(follow)
+        yield followers
