@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from fedloom.report.svg_elements import ticks
 from fedloom.report.tables import percent, signed
 
-
 NARROWEST = 0.001
 """The shortest axis of scores, a fraction."""
 
@@ -22,7 +21,9 @@ def percent_ticks(low: float, high: float, most: int = 7) -> list[tuple[float, s
         ([(0.99, '99.0'), (0.995, '99.5'), (1.0, '100.0')], ['0', '50', '100', '150'])
     """
     low = max(min(low, high - NARROWEST), 0.0)
-    marks = [mark for mark in ticks(low, max(high, low + NARROWEST), most) if mark >= 0 and (mark <= 1 or high > 1)]
+    marks = [
+        mark for mark in ticks(low, max(high, low + NARROWEST), most) if mark >= 0 and (mark <= 1 or high > 1)
+    ]
     return list(zip(marks, _distinct(marks, signs=False), strict=True))
 
 
