@@ -121,7 +121,7 @@ def is_equal_work(work: Mapping[str, Work], method: str | None) -> bool:
 def _compared(work: Mapping[str, Work], method: str | None) -> dict[str, int]:
     """Return method → examples for a federated method and the baselines that train; empty if there is nothing to compare."""
     others = [name for name in work if base(name) in ("local", "centralized")]
-    compared = [name for name in (method, *others) if name in work]
+    compared = [name for name in (method, *others) if name is not None and name in work]
     known = {name: count for name in compared if (count := work[name].examples)}
     return known if method in known and len(known) > 1 else {}
 
@@ -139,7 +139,7 @@ def _listing(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def work_cells(work: Mapping[str, Work], method: str) -> tuple[str, str, str]:
+def work_cells(work: Mapping[str, Work], method: str) -> tuple[str, ...]:
     """Write a method's client-rounds, steps and examples; an em dash for what is unknown or does not apply."""
     done = work.get(method)
     if done is None:
