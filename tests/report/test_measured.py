@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.config.schema import Scenario
+from fedloom.config.schema import Scenario, Strategy
 from fedloom.report.adapter_loading_code import adapter_loading
 from fedloom.report.confidence_intervals import interval, margin
 from fedloom.report.federation_gain import compare_methods, count_clients, worst_client
@@ -128,6 +128,26 @@ def test_a_stage_after_the_last_round_is_no_round(run_folder):
     last = next(one for one in lines if one["kind"] == "round" and one["method"] == "fedavg+finetune")
     file.write_text("\n".join(map(json.dumps, [*lines, {**last, "round": 2}])), encoding="utf-8")
     assert "Federated training took 2 rounds; in each, all 3 clients" in introduction(read_run(folder))
+
+
+@pytest.mark.parametrize(
+    ("rounds", "phrase"), [(1, "1 round, in which all 3 clients"), (2, "2 rounds; in each, all 3 clients")]
+)
+def test_one_round_is_described_in_the_singular(run_folder, rounds, phrase):
+    description = introduction(read_run(run_folder(names=(0, 1, 2), methods=("fedavg",), rounds=rounds)))
+    assert f"Federated training took {phrase} trained" in description and "1 rounds" not in description
+
+
+@pytest.mark.parametrize("strategy", Strategy.model_json_schema()["properties"]["name"]["enum"])
+def test_every_strategy_says_which_part_of_the_model_it_trains(run_folder, strategy):
+    settings = {"strategy": {"name": strategy, "rank": 8}}
+    run = read_run(run_folder(names=(0, 1), methods=("fedavg",), rounds=1, experiment=settings))
+    (sentence,) = [one for one in introduction(run).split(". ") if "Training changed only" in one]
+    assert ("LoRA" in sentence) == (strategy != "connector")
+    assert ("connector" in sentence) == (strategy != "lora")
+    assert ("keeps to itself" in sentence) == strategy.startswith("share-")
+    shown = dict(facts(run))["Trained"]
+    assert ("LoRA" in shown) == ("LoRA" in sentence) and "{" not in shown + sentence
 
 
 def test_clients_that_never_took_part_are_named(run_folder):

@@ -150,6 +150,30 @@ def test_several_runs_are_averaged_and_each_has_its_section(run_folder):
     links = [a["href"] for tag, a in page.tags if tag == "a" and "download" not in a]
     assert links == []  # none of the runs has a report of its own
     assert "±" in page.text and "seeds 3, 4" in page.text and "2 experiments" in page.text
+    assert page.text.count("held-out questions") == 0  # setups are in the runs' own reports
+    write_report(folders[:1], folders[0] / "report.html")
+    again = page_of(*folders)
+    assert [a["href"] for tag, a in again.tags if tag == "a" and "download" not in a] == ["s3/report.html"]
+
+
+def test_what_was_found_comes_before_the_setup(run_folder):
+    """Scores, verdicts and limits are on the first screen; settings and digests come after the results."""
+    text = page_of(run_folder()).text
+    order = ["On the global test set FedAvg", "What limits this", "Final scores", "Experiment digest"]
+    places = [text.index(phrase) for phrase in order]
+    assert places == sorted(places)
+    assert text.index("federated fine-tuning".capitalize()) > text.index("Final scores")
+
+
+def test_both_scores_stand_side_by_side(run_folder):
+    page = page_of(run_folder())
+    for phrase in (
+        "Global test set",
+        "Data like each client's own",
+        "Own data",
+        "Clients on data like their own",
+    ):
+        assert phrase in page.text
 
 
 def test_equal_folders_give_equal_pages(run_folder, tmp_path):

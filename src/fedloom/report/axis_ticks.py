@@ -21,7 +21,9 @@ def percent_ticks(low: float, high: float, most: int = 7) -> list[tuple[float, s
         ([(0.99, '99.0'), (0.995, '99.5'), (1.0, '100.0')], ['0', '50', '100', '150'])
     """
     low = max(min(low, high - NARROWEST), 0.0)
-    marks = [mark for mark in ticks(low, max(high, low + NARROWEST), most) if mark >= 0 and (mark <= 1 or high > 1)]
+    marks = [
+        mark for mark in ticks(low, max(high, low + NARROWEST), most) if mark >= 0 and (mark <= 1 or high > 1)
+    ]
     return list(zip(marks, _distinct(marks, signs=False), strict=True))
 
 

@@ -25,7 +25,7 @@ from fedloom.report.findings import headline_method, run_findings, short_finding
 from fedloom.report.limits import limits
 from fedloom.report.overview_charts import Mark, Row, overview
 from fedloom.report.run_results import Run, number
-from fedloom.report.seed_findings import seeds_sentence
+from fedloom.report.seed_findings import seeds_findings
 from fedloom.report.significance import estimate
 from fedloom.report.tables import MISSING, counted, title
 from fedloom.report.templates import SLIM, figure, load_template
@@ -93,12 +93,12 @@ def _run(run: Run, heading: str, base: Path | None) -> dict[str, Any]:
     }
 
 
-def _found(group: Sequence[Run]) -> str:
+def _found(group: Sequence[Run]) -> list[str]:
     """Describe the scores and verdicts of the headline method, averaged over the runs of an experiment."""
     first = group[0].result
     if len(group) == 1:
-        return " ".join(short_findings(first) or run_findings(first)[:1])
-    return seeds_sentence([run.result for run in group], headline_method(first))
+        return short_findings(first) or run_findings(first)[:1]
+    return seeds_findings([run.result for run in group], headline_method(first))
 
 
 def _overview(group: Sequence[Run], width: float) -> Markup:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from statistics import fmean, stdev
 
 from fedloom.report.client_verdicts import own_mean, verdict_on
@@ -75,15 +77,28 @@ def mean_deviation(values: Sequence[float | None], write: Callable[[float], str]
     known = [value for value in values if value is not None]
     if not known:
         return MISSING
-    return write(fmean(known)) + (f" ± {write(stdev(known))}" if len(known) > 1 else "")
+    return write(fmean(known)) + (f" ± {write(stdev(known)).removeprefix('+')}" if len(known) > 1 else "")
 
 
 def group_names(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Return the name of each group's experiment, with its settings if names alone are ambiguous."""
-    plain = [str(group[0].experiment["name"]) for group in groups]
+    plain = [_common_name([str(run.experiment["name"]) for run in group]) for group in groups]
     if len(set(plain)) == len(plain):
         return plain
     return [f"{name}: {setting}" for name, setting in zip(plain, varying_settings(groups), strict=True)]
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """Return the name of runs that differ in their seed: what their names begin with, without the word seed.
+
+    Example:
+        >>> _common_name(["small-alpha-5.0_seed-0", "small-alpha-5.0_seed-1"]), _common_name(["a", "b"])
+        ('small-alpha-5.0', 'a')
+    """
+    if len(set(names)) == 1:
+        return names[0]
+    letters = takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
+    return re.sub(r"[\s,_-]*(seed)?[\s=_-]*$", "", "".join(column[0] for column in letters)) or names[0]
 
 
 def experiments_table(groups: Sequence[Sequence[Run]]) -> Table:

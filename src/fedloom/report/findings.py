@@ -212,7 +212,7 @@ def client_sentence(result: Json, method: str, names: Sequence[str] = ()) -> str
     if verdict is not None:
         clause = _verdict_clause(result, verdict, counts.known, names)
     else:
-        clause = _worst_clause(worst_client(scores[method], scores[local]), counts.known)
+        clause = _worst_clause(worst_client(scores[method], scores[local]), counts.known, names)
     return f"{sentence}{clause}."
 
 
@@ -236,20 +236,30 @@ def _verdict_clause(result: Json, verdict: Verdict, clients: int, names: Sequenc
     if not verdict.counts.worse and worst.points < SAME:
         return "; no client loses"
     what = "loses most" if worst.points < 0 else "gains least"
-    who = names[worst.client] if worst.client < len(names) else f"client {worst.client}"
-    return f"; {who.replace('Client', 'client', 1)} {what}: {figures}"
+    return f"; {_client_name(names, worst.client)} {what}: {figures}"
 
 
-def _worst_clause(worst: Json | None, clients: int) -> str:
+def _worst_clause(worst: Json | None, clients: int, names: Sequence[str]) -> str:
     """Describe the worst client of a run of several tasks."""
     if worst is None:
         return ""
-    figures = f"a mean gain over its tasks of {signed(worst['gain'])}% of its own score"
+    score, alone, gain = worst["score"], worst["alone"], worst["gain"]
+    figures = (
+        f"a mean gain over its tasks of {signed(gain)}% of its own scores"
+        if score is None or alone is None
+        else f"{percent(score)} instead of {percent(alone)} in its task"
+    )
     if clients == 1:
         return f": {figures}"
-    if worst["gain"] == 0:
+    if gain == 0:
         return "; no client loses"
-    return f"; client {worst['client']} {'loses most' if worst['gain'] < 0 else 'gains least'}: {figures}"
+    what = "loses most" if gain < 0 else "gains least"
+    return f"; {_client_name(names, worst['client'])} {what} in relation to its own score: {figures}"
+
+
+def _client_name(names: Sequence[str], client: int) -> str:
+    name = names[client] if client < len(names) else f"client {client}"
+    return name.replace("Client", "client", 1)
 
 
 def _best_sentence(result: Json, value: float) -> list[str]:

@@ -275,8 +275,9 @@ def training_sentences(run: Run) -> list[str]:
     ]
     duration = counted(done[0], "round") if len(set(done)) == 1 else f"{min(done)} to {max(done)} rounds"
     who = _who(cohorts, run.client_count)
+    during = "1 round, in which" if duration == "1 round" else f"{duration}; in each,"
     sentences.append(
-        f"Federated training took {duration}; in each, {who} trained for {passes} on {_possessive(cohorts)} examples."
+        f"Federated training took {during} {who} trained for {passes} on {_possessive(cohorts)} examples."
     )
     if at(run.experiment, "aggregate", "over") == "reporters":
         sentences.append(

@@ -7,17 +7,17 @@ from fedloom.report.federation_gain import local_method
 from fedloom.report.findings import chance_sentences, headline_method
 from fedloom.report.run_results import Run, at, number
 from fedloom.report.tables import counted, is_federated, label
-from fedloom.report.training_work import work_by_method, work_sentence
+from fedloom.report.training_work import is_equal_work, work_by_method, work_sentence
 
 
 def limits(run: Run) -> list[str]:
     """Return what limits the conclusions of a run, the most important first."""
     method, questions = headline_method(run.result), run.questions(run.fullest_slice)
-    batch = number(run.experiment, "train", "batch_size")
+    work = work_by_method(run.rounds, number(run.experiment, "train", "batch_size"))
     sentences = [
         *chance_sentences(run.result, questions),
         _significance_sentence(run, method),
-        work_sentence(work_by_method(run.rounds, batch), method),
+        "" if is_equal_work(work, method) else work_sentence(work, method),
         _estimate_sentence(run),
         _unused_sentence(run),
     ]

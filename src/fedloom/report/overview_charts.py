@@ -18,7 +18,7 @@ from fedloom.report.svg_elements import clip, drawing, line, scale, shift, tag, 
 from fedloom.report.tables import label, percent, signed
 from fedloom.report.verdict_tables import interval_text, name_in
 
-ROW, HEAD, FOOT, GAP = 24.0, 26.0, 26.0, 40.0  # pixels; GAP is between panels and has the figure of a row
+ROW, HEAD, FOOT, GAP = 24.0, 26.0, 26.0, 54.0  # pixels; GAP is right of a panel and has the figure of a row
 SHARED, OWN = "Global test set", "Data like each client's own"
 
 
@@ -85,7 +85,7 @@ def overview(rows: Sequence[Row], methods: Sequence[str], width: float) -> Marku
     wide = width >= NARROW
     left = min(max(text_width(row.name) for row in rows), 180.0) + 12
     across = len(shown) if wide else 1
-    room = (width - left - GAP * across) / across
+    room = (width - left) / across - GAP
     marks = percent_ticks(max(min(ends) - 0.02, 0.0), min(max(ends) + 0.02, max(1.0, *ends)), 6)
     x = scale(min(*ends, marks[0][0]), max(*ends, marks[-1][0]), 0, room)
     tall, body = HEAD + ROW * len(rows) + FOOT, list[Markup]()
@@ -127,7 +127,7 @@ def _panel(
         drawn = [tag("title", f"{row.name}: {_words(mark)}")]
         if mark.low is not None and mark.high is not None:
             drawn.append(line(x(mark.low), y, x(mark.high), y, "band"))
-            end = x(mark.high)
+            end = max(x(mark.high), end)
         drawn.append(tag("circle", cx=x(mark.value), cy=y, r=4.5, class_="dot"))
         pieces += [tag("g", *drawn, style=style), text(end + 6, y + 4, percent(mark.value))]
     return Markup("").join(pieces)
@@ -171,7 +171,7 @@ def gain_chart(verdict: Verdict, names: Sequence[str], methods: Sequence[str], w
         end = x(gain.points) + 5
         if gain.interval is not None:
             drawn.append(line(x(gain.interval[0]), y, x(gain.interval[1]), y, "band"))
-            end = x(gain.interval[1])
+            end = max(x(gain.interval[1]), end)
         class_ = "dot" if gain.client in clear else "hollow"
         drawn.append(tag("circle", cx=x(gain.points), cy=y, r=4.5, class_=class_))
         body.append(text(left - 12, y + 4, clip(name, left - 12), None, "end"))

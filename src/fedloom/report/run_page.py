@@ -30,7 +30,7 @@ from fedloom.report.score_tables import published_tables, score_table, task_tabl
 from fedloom.report.split_table import card_table
 from fedloom.report.tables import Table, client_table, counted, is_federated, label, title
 from fedloom.report.templates import SLIM, figure, load_template
-from fedloom.report.training_work import cost_table, work_by_method
+from fedloom.report.training_work import cost_table, is_equal_work, work_by_method, work_sentence
 from fedloom.report.validation_section import curve_table, validation_chart, validation_table, validation_text
 from fedloom.report.verdict_tables import client_gain_tables, verdict_tables
 from fedloom.system.json_files import write_atomic
@@ -90,13 +90,18 @@ def _section(run: Run) -> dict[str, Any]:
     named = client_charts.client_names(run.clients)
     work = work_by_method(run.rounds, number(run.experiment, "train", "batch_size"))
     limiting = limits(run)
-    sentences = findings.run_findings(run.result, questions, named)
+    sentences, method = (
+        findings.run_findings(run.result, questions, named),
+        findings.headline_method(run.result),
+    )
     found = findings.short_findings(run.result, named) or sentences[:1]
+    equal = [work_sentence(work, method)] if is_equal_work(work, method) else []
+    details = [sentence.replace(found[-1], "").strip() for sentence in sentences]
     return {
         "kicker": _kicker(run),
-        "found": found,
+        "found": [*found, *equal],
         "limits": limiting,
-        "findings": [sentence for sentence in sentences if sentence not in {*limiting, *found}],
+        "findings": [sentence for sentence in details if sentence and sentence not in limiting],
         "facts": facts(run),
         "purpose": introduction.purpose(list(run.scores), run.text_only),
         "introduction": introduction.introduction(run),

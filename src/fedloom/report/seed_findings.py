@@ -1,4 +1,4 @@
-"""A sentence about a method over several seeds: its score on everybody's questions, and the verdicts of clients."""
+"""Sentences about a method over several seeds: its score on everybody's questions, and the verdicts of clients."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fedloom.report.significance import ClientCounts, Estimate, estimate
 from fedloom.report.tables import label, percent, signed
 
 
-def seeds_sentence(results: Sequence[Json], method: str | None) -> str:
-    """Describe a federated method over runs that differ only in their seed.
+def seeds_findings(results: Sequence[Json], method: str | None) -> list[str]:
+    """Describe a federated method over runs that differ only in their seed, in one or two sentences.
 
     Args:
         results: The contents of the runs' result.json; at least one.
@@ -21,12 +21,12 @@ def seeds_sentence(results: Sequence[Json], method: str | None) -> str:
     scored = [result for result in results if method in result["scores"]] if method else []
     reached = estimate(_known(number(result["scores"][method], main_score(result)) for result in scored))
     if method is None or reached is None:
-        return "No federated method was scored, so there is no gain from federation to report."
+        return ["No federated method was scored, so there is no gain from federation to report."]
     alone = local_method(scored[0]["scores"])
     other = "" if alone is None else _alone_clause(scored, alone)
     sentence = f"Over {reached.seeds} seeds {label(method)} reaches {spread(reached)}% on the global test set{other}."
     verdicts = [verdict for result in scored if (verdict := verdict_on(result, method)) is not None]
-    return f"{sentence} {_clients_sentence(verdicts)}" if verdicts else sentence
+    return [sentence, _clients_sentence(verdicts)] if verdicts else [sentence]
 
 
 def _alone_clause(results: Sequence[Json], alone: str) -> str:

@@ -10,7 +10,7 @@ from fedloom.report.run_results import Json
 from fedloom.report.score_tables import score_table
 from fedloom.report.tables import printable
 from fedloom.report.training_work import NO_WORK, Work, work_sentence
-from fedloom.report.verdict_tables import verdict_tables
+from fedloom.report.verdict_tables import TERMINAL_NOTE, terminal_verdicts
 
 
 def terminal_table(result: Json, work: Mapping[str, Work] = NO_WORK) -> str:
@@ -21,10 +21,12 @@ def terminal_table(result: Json, work: Mapping[str, Work] = NO_WORK) -> str:
         work: Method → its work, to say whether methods did equal work.
     """
     pieces = [score_table(result).text(80)]
-    tables = verdict_tables(result)
+    tables = terminal_verdicts(result)
     for title, table in tables:
         head = "Clients on data like their own" + (f": {title}" if len(tables) > 1 else "")
         pieces.append(f"{head}\n{table.text(80)}")
+    if tables:
+        pieces.append(f"{textwrap.fill(TERMINAL_NOTE, 80)}\n")
     sentences = [short_summary(result), work_sentence(work, headline_method(result))]
     pieces += [f"{textwrap.fill(printable(sentence), 80)}\n" for sentence in sentences if sentence]
     return "\n".join(pieces)

@@ -100,19 +100,30 @@ def read_work(folder: Path) -> dict[str, Work]:
 
 def work_sentence(work: Mapping[str, Work], method: str | None) -> str:
     """Compare the work of a federated method with that of training alone and on pooled data; "" if it is unknown."""
-    others = [name for name in work if base(name) in ("local", "centralized")]
-    compared = [name for name in (method, *others) if name in work]
-    known = {name: count for name in compared if (count := work[name].examples)}
-    if method not in known or len(known) < 2:
+    known = _compared(work, method)
+    if not known:
         return ""
-    least, most = min(known.values()), max(known.values())
-    if most - least <= EQUAL * most:
-        return f"{_listing([label(name) for name in known])} did equal work: each was trained on {_examples(known[method])}."
+    if is_equal_work(work, method):
+        return f"{_listing([label(name) for name in known])} did equal work: each was trained on {_examples(max(known.values()))}."
     texts = [f"{label(name)} {_work_text(name, work[name], count)}" for name, count in known.items()]
     return (
         f"The methods did not do equal work: {'; '.join(texts)}. A difference between their scores includes that of the "
         "work."
     )
+
+
+def is_equal_work(work: Mapping[str, Work], method: str | None) -> bool:
+    """Return whether the methods that `work_sentence` compares were trained on equally many examples."""
+    counts = _compared(work, method).values()
+    return bool(counts) and max(counts) - min(counts) <= EQUAL * max(counts)
+
+
+def _compared(work: Mapping[str, Work], method: str | None) -> dict[str, int]:
+    """Return method → examples for a federated method and the baselines that train; empty if there is nothing to compare."""
+    others = [name for name in work if base(name) in ("local", "centralized")]
+    compared = [name for name in (method, *others) if name is not None and name in work]
+    known = {name: count for name in compared if (count := work[name].examples)}
+    return known if method in known and len(known) > 1 else {}
 
 
 def _examples(count: int) -> str:
@@ -128,7 +139,7 @@ def _listing(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def work_cells(work: Mapping[str, Work], method: str) -> tuple[str, str, str]:
+def work_cells(work: Mapping[str, Work], method: str) -> tuple[str, ...]:
     """Write a method's client-rounds, steps and examples; an em dash for what is unknown or does not apply."""
     done = work.get(method)
     if done is None:

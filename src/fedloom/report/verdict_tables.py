@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fedloom.report.client_verdicts import LEVEL, Verdict, client_tasks, own_mean, own_scores, verdicts
 from fedloom.report.federation_gain import local_method
@@ -48,7 +49,16 @@ def verdict_tables(result: Json, names: Sequence[str] = ()) -> list[tuple[str, T
         Title and table of each task; none for a run without local training.
     """
     tables = [(task, _verdict_table(result, task, names)) for task in client_tasks(result)]
-    return [(_title(task), table) for task, table in tables if table is not None]
+    return _with_one_note([(_title(task), table) for task, table in tables if table is not None])
+
+
+def _with_one_note(tables: Sequence[tuple[str, Table]]) -> list[tuple[str, Table]]:
+    """Keep one note, the longest, below the last table."""
+    note = max((table.note for _, table in tables), key=len, default="")
+    last = len(tables) - 1
+    return [
+        (title, replace(table, note=note if k == last else "")) for k, (title, table) in enumerate(tables)
+    ]
 
 
 def _title(task: str) -> str:
@@ -90,6 +100,36 @@ def _verdict_table(result: Json, task: str, names: Sequence[str]) -> Table | Non
     return Table((*heads, *(["Significant"] if marked else [])), tuple(rows), note)
 
 
+TERMINAL_NOTE = (
+    "Own data: score on data like each client's own, in percent. Gain: over the model that the client trained alone, in points, "
+    "with the 95 % confidence interval for the questions. Bottom fifth: mean gain of the fifth of clients that gain least. "
+    f"Clients: better / equally well / worse off than alone; equally means by less than {100 * SAME:g} points."
+)
+
+
+def terminal_verdicts(result: Json) -> list[tuple[str, Table]]:
+    """Return the tables of `verdict_tables` in a form that fits a terminal; `TERMINAL_NOTE` explains them."""
+    tables, alone = [], local_method(result["scores"])
+    for task in client_tasks(result):
+        found = verdicts(result, task)
+        if found and alone is not None:
+            rows = [(label(alone), percent(own_mean(result["scores"][alone], task)), *(MISSING,) * 4)]
+            rows += [
+                (
+                    label(verdict.method),
+                    percent(own_mean(result["scores"][verdict.method], task)),
+                    interval_text(verdict.mean, verdict.interval).replace(" ", "\u00a0"),
+                    signed(verdict.bottom_fifth),
+                    signed(verdict.worst.points),
+                    "/".join(map(str, verdict.counts[:3])),
+                )
+                for verdict in found
+            ]
+            heads = ("Method", "Own data", "Mean gain", "Bottom fifth", "Worst", "Clients")
+            tables.append((_title(task), Table(heads, tuple(rows))))
+    return tables
+
+
 def _significant(verdict: Verdict) -> str:
     if verdict.gained is None or verdict.lost is None:
         return MISSING
@@ -99,7 +139,7 @@ def _significant(verdict: Verdict) -> str:
 def client_gain_tables(result: Json, names: Sequence[str]) -> list[tuple[str, Table]]:
     """Return for each task a table with a row for each named client: its score alone, and its gain with each method."""
     tables = [(task, _client_table(result, task, names)) for task in client_tasks(result)]
-    return [(_title(task), table) for task, table in tables if table is not None]
+    return _with_one_note([(_title(task), table) for task, table in tables if table is not None])
 
 
 def _client_table(result: Json, task: str, names: Sequence[str]) -> Table | None:

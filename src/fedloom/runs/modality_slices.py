@@ -242,7 +242,7 @@ def _dependent(example: Example) -> str:
     return f"base {example.base}" if example.base else f"image {images[0].key}" if images else example.id
 
 
-def _effective(weights: NDArray[np.float64]) -> float:
+def _effective(weights: NDArray[Any]) -> float:
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 

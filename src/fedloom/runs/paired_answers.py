@@ -86,7 +86,7 @@ def agreement(
 
 def _residuals(
     weights: NDArray[np.float64], scores: NDArray[np.float64], groups: NDArray[np.int64]
-) -> NDArray[np.float64]:
+) -> NDArray[Any]:
     """Return for each group the weighted sum of what its scores differ from the mean, shape [groups]."""
     known = np.where(weights > 0, scores, 0.0)
     differences = weights * (known - (weights * known).sum() / weights.sum())

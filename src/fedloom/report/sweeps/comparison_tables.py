@@ -77,8 +77,10 @@ def overall_table(compared: Compared) -> Table:
         )
         for comparison in rows_compared
     )
+    reference = value_title(factor, factor.reference)
+    reference = "without it" if factor.kind == "part" else f"with {reference}"
     note = (
-        f"Clients: how many are better off / equally well off / worse off than with {value_title(factor, factor.reference)}, "
+        f"Clients: how many are better off / equally well off / worse off than {reference}, "
         "each on data like its own; a client counts once for each pair."
     )
     return Table(columns, rows, add_legend(" ".join([note] * with_clients + _left_out(missing)), rows))

@@ -33,7 +33,7 @@ from fedloom.report.sweeps.sweep_verdicts import (
     own_table,
     sweep_overview,
     sweep_pareto,
-    sweep_work_sentence,
+    sweep_work,
     verdict_table,
     work_table,
 )
@@ -79,13 +79,17 @@ def render_sweep(full_sweep: SweepRun) -> str:
     sweep = with_chosen_values(full_sweep, picked)
     done = [cell for cell in full_sweep.cells if cell.state == "done"]
     groups, found = group_by_factor(sweep), finding_pairs(sweep)
+    work, equal = sweep_work(full_sweep)
     return load_template("sweep.html.j2").render(
         title=sweep.name,
         level=2,
         purpose=definition(sweep.text_only),
         facts=_facts(full_sweep, len(done)),
         choices=choice_table(full_sweep, picked),
-        found=found[0] if found else ["No federated method was compared with training alone."],
+        found=[
+            *(found[0] if found else ["No federated method was compared with training alone."]),
+            *([work] if equal else []),
+        ],
         findings=[f"{shared} {own}" for shared, own in found[1:]],
         limits=_limits(full_sweep, sweep, groups),
         overview=figure(lambda width: sweep_overview(sweep, width), 600),
@@ -131,13 +135,14 @@ def _glossary(sweep: SweepRun) -> list[tuple[str, str]]:
 
 def _limits(full_sweep: SweepRun, sweep: SweepRun, groups: Sequence[Compared]) -> list[str]:
     """Return what limits the conclusions of a sweep."""
+    work, equal = sweep_work(sweep)
     missing = [cell for cell in full_sweep.cells if cell.state != "done"]
     sentences = [
         f"{counted(len(missing), 'cell')} of {len(full_sweep.cells)} {'is' if len(missing) == 1 else 'are'} not done."
         if missing
         else "",
         explanation(groups) if groups else "",
-        sweep_work_sentence(sweep),
+        "" if equal else work,
         "Intervals over seeds do not show how scores vary with other test questions."
         if SEED in sweep.axes
         else "",

@@ -327,7 +327,7 @@ def count_clients_in_cells(cells: Sequence[CellRun], method: str, other: str | N
     """Count the clients of all cells that are better off and worse off with a method than with another one."""
     counts = ClientCounts()
     for cell in cells:
-        if method in cell.scores and other in cell.scores:
+        if other is not None and method in cell.scores and other in cell.scores:
             counts = counts.plus(count_clients(cell.scores[method], cell.scores[other]))
     return counts
 

@@ -25,7 +25,7 @@ from fedloom.report.sweeps.sweep_results import (
     mean_over_seeds,
 )
 from fedloom.report.tables import MISSING, Table, bytes_sent, is_federated, percent, signed, title
-from fedloom.report.training_work import Work, work_cells, work_sentence
+from fedloom.report.training_work import Work, is_equal_work, work_cells, work_sentence
 
 
 class SweepVerdict(NamedTuple):
@@ -221,7 +221,11 @@ def work_table(sweep: SweepRun) -> Table | None:
     return Table(("Method", "Client-rounds", "Steps", "Examples"), rows, note)
 
 
-def sweep_work_sentence(sweep: SweepRun) -> str:
-    """State whether the first federated method did as much work as training alone and on pooled data; "" if unknown."""
-    method = next((name for name in sweep.methods if is_federated(name)), None)
-    return work_sentence(work_of_sweep(sweep), method)
+def sweep_work(sweep: SweepRun) -> tuple[str, bool]:
+    """Compare the work of the first federated method with that of training alone and on pooled data.
+
+    Returns:
+        A sentence, "" if the work is unknown, and whether it is equal.
+    """
+    method, work = next((name for name in sweep.methods if is_federated(name)), None), work_of_sweep(sweep)
+    return work_sentence(work, method), is_equal_work(work, method)

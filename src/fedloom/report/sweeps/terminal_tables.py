@@ -7,7 +7,7 @@ import textwrap
 from fedloom.report.sweeps.chosen_settings import choices, with_chosen_values
 from fedloom.report.sweeps.sweep_results import SweepRun
 from fedloom.report.sweeps.sweep_tables import choice_table, mean_table, sweep_findings
-from fedloom.report.sweeps.sweep_verdicts import own_table, sweep_work_sentence, verdict_table
+from fedloom.report.sweeps.sweep_verdicts import own_table, sweep_work, verdict_table
 from fedloom.report.tables import Table, printable
 
 
@@ -25,7 +25,7 @@ def terminal_tables(sweep: SweepRun, width: int = 80) -> str:
         pieces += [block.text(width) for block in split_columns(own, width)]
     if (verdicts := verdict_table(reduced)) is not None:
         pieces.append(f"Clients, against training alone:\n{verdicts.text(width)}")
-    sentences = [*sweep_findings(reduced), sweep_work_sentence(sweep)]
+    sentences = [*sweep_findings(reduced), sweep_work(sweep)[0]]
     pieces += [f"{textwrap.fill(printable(sentence), width)}\n" for sentence in sentences if sentence]
     return "\n".join(pieces)
 
