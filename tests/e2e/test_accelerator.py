@@ -125,7 +125,7 @@ def test_a_model_on_the_processor_leaves_cuda_alone(
     backend: str, cuda_questions: list[str], tiny_model: Path, tmp_path: Path
 ) -> None:
     """Otherwise its worker processes could not be copied any more."""
-    engine = {"backend": backend, "workers": 2}
+    engine = {"backend": backend, "workers": "auto" if backend == "in-process" else 2}
     here = experiment(tiny_model, model={"device": "cpu", "precision": "auto"}, engine=engine)
     result = run_experiment(here, tmp_path, Progress(None))
     assert result["scores"] and not cuda_questions
