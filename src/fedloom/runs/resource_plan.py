@@ -247,7 +247,8 @@ def message_bytes(
     job = site.job(assignment)
     # Rules need values to begin with; where they return the same ones, the message has its full length all the same.
     carry = job.rule.begin(job.broadcast, job.memory)
-    update = site.update(job, Trained(job.start.flat.clone(), carry, 0.0, 0.0))
+    model = None if job.rule.own is None else job.start.flat.clone()
+    update = site.update(job, Trained(job.start.flat.clone(), carry, 0.0, 0.0, model))
     return {"down": assignment.length, "up": update.length}
 
 

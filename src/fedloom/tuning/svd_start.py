@@ -30,12 +30,15 @@ from fedloom.tuning.adapters import Tuned
 def svd_start(tuned: Tuned) -> Params:
     """Return the start of a tuned model with every adapter computed from its layer's weight.
 
-    All other tensors keep their values. This costs one singular value decomposition for each adapted layer.
+    All other tensors keep their values. This costs one singular value decomposition for each adapted layer. A model without
+    values (`fedloom.tuning.adapters.empty_tuned`) keeps its own start, which has the same shapes.
 
     Raises:
         UserError: The rank is larger than a layer's smaller side, or a layer is quantized.
     """
     start = tuned.start.with_flat(tuned.start.flat.clone())
+    if tuned.stage.lora is not None and not tuned.adapters:
+        return start
     for name in start.layout.names:
         layer, _, factor = name.partition("/")[2].rpartition(":")
         if factor == "lora_a":
