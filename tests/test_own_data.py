@@ -20,7 +20,7 @@ from fedloom.config.schema import Scenario
 from fedloom.engine.flower_processes import Security
 from fedloom.experiment.experiment import Experiment
 from fedloom.params import Layout, Params, Part
-from fedloom.runs.left_this_site import DepartureLog
+from fedloom.runs.left_this_site import DepartureLog, noise_at_site
 from fedloom.runs.site_permissions import require_allowed, require_reportable
 from fedloom.runs.site_run import SiteOptions, read_experiment
 from fedloom.runs.site_scores import combine_site_scores
@@ -246,7 +246,7 @@ def test_all_that_left_is_listed(tmp_path: Path) -> None:
     line = json.loads((tmp_path / "left-this-site.jsonl").read_text())
     assert (line["round"], line["asked"], line["bytes"]) == (2, "train", len(answer.to_bytes()))
     assert line["sha256"] == hashlib.sha256(answer.to_bytes()).hexdigest()
-    assert line["privacy"] == {"noisy": {"sigma": 1.5}}
+    assert line["noise"] == {"noisy": {"sigma": 1.5}}
     (part,) = line["parts"]
     assert (part["client"], part["bytes"]) == (3, len(update))
     assert (part["tensors"], part["values"], part["extras"]) == ({"llm/a": [3]}, 3, {"drift": [2]})
@@ -256,6 +256,24 @@ def test_all_that_left_is_listed(tmp_path: Path) -> None:
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert "llm/a" in page
+    assert "noise of noisy: sigma 1.5" in page
+
+
+def test_the_list_names_the_noise_that_clients_add_and_no_other() -> None:
+    """DP-SGD adds noise at the client, with its defaults where the experiment sets none; DP-FedAvg adds it at the server."""
+    experiment = Experiment(
+        methods=("fedavg", "fedavg+dp", "fedavg+dp-sgd"),
+        algorithms={"dp-sgd": {"noise": 0.5}, "dp": {"noise": 2.0}},
+    )
+    assert noise_at_site(experiment) == {"fedavg+dp-sgd": {"dp-sgd": {"noise": 0.5, "bound": 1.0}}}
+
+
+@pytest.mark.parametrize("asked", ["evaluate", "measure", "begin"])
+def test_only_updates_carry_noise(tmp_path: Path, asked: str) -> None:
+    log = DepartureLog(tmp_path, "north")
+    request = SiteMessage(asked, {"method": "fedavg", "round": 0})
+    log.add(request, SiteMessage("answered", {}), None, {"fedavg": {"noisy": {"sigma": 1.5}}})
+    assert json.loads((tmp_path / "left-this-site.jsonl").read_text())["noise"] == {}
 
 
 @pytest.mark.parametrize("codec", CODECS)

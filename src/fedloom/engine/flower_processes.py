@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fedloom.engine import own_user_only
 from fedloom.system import end_with_parent
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_atomic
@@ -32,6 +33,9 @@ SWITCHES = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
 }
+
+OWN_USER_ONLY = (sys.executable, "-P", "-m", own_user_only.__name__)
+"""The beginning of a command that starts a process of Flower whose port answers only processes of this user."""
 
 START_SECONDS = 60.0
 """Seconds within which a process of Flower must start."""
@@ -162,7 +166,7 @@ def superlink(port: int, security: Security, home: Path) -> subprocess.Popen[byt
         UserError: It ended; the message has the last lines of its log.
     """
     log = home / "superlink.log"
-    command = ["flower-superlink", "--host", "127.0.0.1", "--port", str(port)]
+    command = [*OWN_USER_ONLY, "flower-superlink", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--disable-runtime-dependency-installation"]
     if security.plain:
         command += ["--insecure"]
@@ -191,7 +195,7 @@ def supernode(
         home: Folder of Flower's files.
     """
     values = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
-    command = ["flower-supernode", "--superlink", server, "--node-config", values]
+    command = [*OWN_USER_ONLY, "flower-supernode", "--superlink", server, "--node-config", values]
     command += ["--host", "127.0.0.1", "--port", str(free_port())]
     if security.plain:
         command += ["--insecure"]

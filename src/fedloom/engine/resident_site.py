@@ -46,7 +46,7 @@ class OpenRun:
         require_allowed: Called with the assignments of clients; raises `UserError` if the site's owner does not allow one.
         replies: Whether answers to single examples may leave.
         evaluate: Scores a model on the site's own held-out part; None if it has none.
-        privacy: Method → arguments of its parts, which include noise and clipping bounds.
+        noise: Method → its parts that add noise to what clients report → their arguments.
     """
 
     backend: Backend
@@ -55,7 +55,7 @@ class OpenRun:
     require_allowed: Callable[[Sequence[Assignment]], None] = allow_all
     replies: bool = True
     evaluate: Callable[[Question], Mapping[str, Any]] | None = None
-    privacy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    noise: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
 
 Open = Callable[[SiteMessage], AbstractContextManager[OpenRun]]

@@ -1,0 +1,169 @@
+"""Models that stay at sites with data of their own: clients' own models, `local`, and their scores and validation parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from tests.federated import run_in_one_process
+from tests.test_own_data import HELD, records, write
+
+from fedloom.engine.flower_processes import Security
+from fedloom.experiment.experiment import Experiment
+from fedloom.runs.single_run import run_experiment
+from fedloom.runs.site_run import SiteOptions
+from fedloom.system.errors import UserError
+from fedloom.system.progress import Progress
+
+OWN = ("local", "fedavg+ditto", "fedavg+finetune", "fedavg+keep-last", "fedavg+pfedme")
+NUMBER = {"east": 0, "north": 1, "west": 2}
+
+
+def experiment_of(model: Path, data: Path, methods: tuple[str, ...], **sections: Any) -> Experiment:
+    value = {
+        "methods": methods,
+        "data": {"name": "folder", "root": str(data)} | sections.pop("data", {}),
+        "train": {"rounds": 2, "batch_size": 2},
+        "scenario": {"clients": 3, "partition": "by_group"},
+        "engine": {"side_by_side": 1, "workers": 1},
+        "model": {"path": str(model), "threads": 1},
+        **sections,
+    }
+    return Experiment.from_json(json.dumps(value))
+
+
+def sites_in(folder: Path, allow: Mapping[str, str] = {}) -> list[SiteOptions]:
+    """Write data of three sites: east has only images, west only texts."""
+    found = list[SiteOptions]()
+    for site, (kind, count) in HELD.items():
+        train, test = records(site, kind, range(count)), records(site, kind, range(50, 54))
+        write(folder / f"data-{site}", train, test)
+        (folder / site).mkdir()
+        if site in allow:
+            (folder / site / "allow.yaml").write_text(allow[site])
+        data = ("folder", folder / f"data-{site}")
+        found.append(SiteOptions(site, folder / site, "127.0.0.1:1", Security(), None, data))
+    return found
+
+
+def kept(folder: Path) -> dict[str, dict[str, bytes]]:
+    """Return the memories of clients below a folder: file → tensor → its bytes."""
+    found = dict[str, dict[str, bytes]]()
+    for path in sorted(folder.rglob("*.safetensors")):
+        with safe_open(path, "pt") as tensors:
+            found[path.name] = {name: tensors.get_tensor(name).numpy().tobytes() for name in tensors.keys()}
+    return found
+
+
+def test_clients_own_models_stay_at_their_sites_and_are_those_of_pooled_data(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """The pooled folder, divided by site, is trained in one process; what its clients keep, sites keep bit for bit."""
+    pooled = [one for site, (kind, count) in HELD.items() for one in records(site, kind, range(count))]
+    write(tmp_path / "pooled", pooled, records("north", "both", range(80, 88)))
+    experiment = experiment_of(tiny_model, tmp_path / "pooled", OWN)
+    run_experiment(experiment, tmp_path / "here", Progress(None))
+    result, told = run_in_one_process(experiment, sites_in(tmp_path), tmp_path / "there", "sites")
+    assert not [line for line in told if "refused" in line], told
+    for method in OWN[1:]:
+        here = kept(tmp_path / "here" / "methods" / method)
+        for site, number in NUMBER.items():
+            there = kept(next((tmp_path / site / "runs").iterdir()) / method)
+            mine = {name: tensors for name, tensors in here.items() if f"client-{number}" in name}
+            assert there, (method, site)
+            assert mine == there, (method, site)
+    assert result["tested"] == "sites"
+
+
+def told_scores(result: Any, method: str) -> dict[str, Any]:
+    return result["scores"][method]
+
+
+def test_each_site_scores_models_on_its_own_test_part(tiny_model: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(tiny_model, tmp_path / "nowhere", ("zero-shot", *OWN[:2]))
+    result, _ = run_in_one_process(experiment, sites_in(tmp_path), tmp_path / "there", "sites")
+    for method in experiment.methods:
+        scores = told_scores(result, method)
+        own = {site: one["scores"]["accuracy"] for site, one in scores["sites"].items()}
+        assert scores["clients"] == [own[site] for site in NUMBER]
+        assert scores["accuracy"] == pytest.approx(sum(own.values()) / 3), "each has four test examples"
+    for method in OWN[:2]:
+        scores = told_scores(result, method)
+        assert (scores["best"], scores["worst"]) == (max(scores["clients"]), min(scores["clients"]))
+        for site in NUMBER:
+            assert (tmp_path / site / "adapters" / method / "adapter_model.safetensors").exists()
+        models = [path for path in (tmp_path / "there").rglob("*") if path.name.startswith("client-")]
+        assert models == [], "no model of a client is at the server"
+    asked = [
+        json.loads(line)
+        for site in NUMBER
+        for line in (tmp_path / site / "left-this-site.jsonl").read_text().splitlines()
+    ]
+    alone = [part for one in asked if one["method"] == "local" for part in one["parts"]]
+    assert len(alone) == 6, "three sites, two rounds"
+    assert all(part["values"] == 0 and part["tensors"] == {} and part["extras"] == {} for part in alone)
+    evaluated = [one for one in asked if one["asked"] == "evaluate"]
+    assert evaluated
+    assert all(set(one["values"]) == {"site", "examples", "scores"} for one in evaluated)
+    assert all(one["replies"] == 0 for one in asked)
+
+
+def test_validation_parts_are_divided_at_the_sites(tiny_model: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(
+        tiny_model,
+        tmp_path / "nowhere",
+        ("zero-shot", *OWN[:2]),
+        data={"validation": 0.4},
+        evaluate={"round": "best", "every": 1},
+    )
+    result, told = run_in_one_process(experiment, sites_in(tmp_path), tmp_path / "there", "sites")
+    assert not [line for line in told if "refused" in line], told
+    plan = json.loads((tmp_path / "there" / "plan.json").read_text())
+    trained = {row["group"]: row["both"] + row["image_only"] + row["text_only"] for row in plan["clients"]}
+    held_out = dict(zip(NUMBER, map(len, plan["validation"]["clients"]), strict=True))
+    assert all(held_out.values())
+    assert {site: trained[site] + held_out[site] for site in NUMBER} == {s: n for s, (_, n) in HELD.items()}
+    for method, scores in result["validation"]["methods"].items():
+        weights = list(held_out.values())
+        mean = sum(w * s for w, s in zip(weights, scores["clients"], strict=True)) / sum(weights)
+        assert scores["score"] == pytest.approx(mean), method
+        assert scores["examples"] == sum(weights)
+
+
+def test_a_site_without_scores_is_left_out_of_the_mean_with_its_reason(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """East lets no score leave, and north only the accuracy."""
+    sites = sites_in(tmp_path, {"east": "metrics: []\n", "north": "metrics: [accuracy]\n"})
+    experiment = experiment_of(tiny_model, tmp_path / "nowhere", ("fedavg",))
+    result, _ = run_in_one_process(experiment, sites, tmp_path / "there", "sites")
+    scores = told_scores(result, "fedavg")
+    assert scores["sites"]["east"]["scores"] == {"tasks": {"choice": {}}}
+    assert scores["sites"]["north"]["scores"] == {
+        "accuracy": scores["clients"][1],
+        "tasks": {"choice": {"accuracy": scores["clients"][1]}},
+    }
+    assert scores["clients"][0] is None
+    assert scores["accuracy"] == pytest.approx((scores["clients"][1] + scores["clients"][2]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("methods", "scores", "told"),
+    [
+        (("fedavg", "centralized"), "sites", "centralized trains on the clients' pooled data"),
+        (("linear",), "sites", "linear trains on the clients' pooled data"),
+        (("local",), "here", "with local clients keep models of their own.*--scores sites"),
+        (("fedavg+ditto",), "here", r"with fedavg\+ditto clients keep models of their own.*--scores sites"),
+    ],
+)
+def test_what_needs_pooled_data_or_a_sites_model_is_refused(
+    tiny_model: Path, tmp_path: Path, methods: tuple[str, ...], scores: Any, told: str
+) -> None:
+    write(tmp_path / "mine", records("north", "both", range(6)), records("north", "both", range(80, 88)))
+    experiment = experiment_of(tiny_model, tmp_path / "mine", methods)
+    with pytest.raises(UserError, match=told):
+        run_in_one_process(experiment, sites_in(tmp_path), tmp_path / "there", scores)
