@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from tests.federated import run_in_one_process
 from tests.test_own_data import HELD, records, write
@@ -20,13 +21,14 @@ from fedloom.system.errors import UserError
 from fedloom.system.progress import Progress
 
 OWN = ("local", "fedavg+ditto", "fedavg+finetune", "fedavg+keep-last", "fedavg+pfedme")
-NUMBER = {"east": 0, "north": 1, "west": 2}
 
 
-def experiment_of(model: Path, data: Path, methods: tuple[str, ...], **sections: Any) -> Experiment:
+def experiment_of(
+    model: Path, root: Path, methods: tuple[str, ...], validation: float = 0.0, **sections: Any
+) -> Experiment:
     value = {
         "methods": methods,
-        "data": {"name": "folder", "root": str(data)} | sections.pop("data", {}),
+        "data": {"name": "folder", "root": str(root), "validation": validation},
         "train": {"rounds": 2, "batch_size": 2},
         "scenario": {"clients": 3, "partition": "by_group"},
         "engine": {"side_by_side": 1, "workers": 1},
@@ -50,12 +52,20 @@ def sites_in(folder: Path, allow: Mapping[str, str] = {}) -> list[SiteOptions]:
     return found
 
 
+def numbers(folder: Path) -> dict[str, int]:
+    """Return site → number of its client, from the plan of a server's run."""
+    plan = json.loads((folder / "plan.json").read_text())
+    return {row["group"]: number for number, row in enumerate(plan["clients"])}
+
+
 def kept(folder: Path) -> dict[str, dict[str, bytes]]:
     """Return the memories of clients below a folder: file → tensor → its bytes."""
     found = dict[str, dict[str, bytes]]()
     for path in sorted(folder.rglob("*.safetensors")):
         with safe_open(path, "pt") as tensors:
-            found[path.name] = {name: tensors.get_tensor(name).numpy().tobytes() for name in tensors.keys()}
+            found[str(path.relative_to(folder))] = {
+                name: tensors.get_tensor(name).numpy().tobytes() for name in tensors.keys()
+            }
     return found
 
 
@@ -71,12 +81,25 @@ def test_clients_own_models_stay_at_their_sites_and_are_those_of_pooled_data(
     assert not [line for line in told if "refused" in line], told
     for method in OWN[1:]:
         here = kept(tmp_path / "here" / "methods" / method)
-        for site, number in NUMBER.items():
-            there = kept(next((tmp_path / site / "runs").iterdir()) / method)
-            mine = {name: tensors for name, tensors in here.items() if f"client-{number}" in name}
-            assert there, (method, site)
-            assert mine == there, (method, site)
+        there = dict[str, dict[str, bytes]]()
+        for site in HELD:
+            of_site = kept(next((tmp_path / site / "runs").iterdir()) / method)
+            assert of_site, (method, site)
+            there |= of_site
+        assert {path: kept for path, kept in here.items() if path.startswith("memory/")} == there, method
     assert result["tested"] == "sites"
+    for site, number in numbers(tmp_path / "there").items():
+        alone = values(tmp_path / f"here/methods/local/client-{number}/round-0002.safetensors", "params")
+        memory = (
+            next((tmp_path / site / "runs").iterdir()) / f"local/memory/0/{number}/round-0001.safetensors"
+        )
+        # A server adds changes to its parameters, and a site keeps parameters, so last bits differ.
+        torch.testing.assert_close(values(memory, "personal"), alone, atol=1e-6, rtol=1e-5)
+
+
+def values(file: Path, name: str) -> torch.Tensor:
+    with safe_open(file, "pt") as tensors:
+        return tensors.get_tensor(name)
 
 
 def told_scores(result: Any, method: str) -> dict[str, Any]:
@@ -86,21 +109,22 @@ def told_scores(result: Any, method: str) -> dict[str, Any]:
 def test_each_site_scores_models_on_its_own_test_part(tiny_model: Path, tmp_path: Path) -> None:
     experiment = experiment_of(tiny_model, tmp_path / "nowhere", ("zero-shot", *OWN[:2]))
     result, _ = run_in_one_process(experiment, sites_in(tmp_path), tmp_path / "there", "sites")
+    number = numbers(tmp_path / "there")
     for method in experiment.methods:
         scores = told_scores(result, method)
         own = {site: one["scores"]["accuracy"] for site, one in scores["sites"].items()}
-        assert scores["clients"] == [own[site] for site in NUMBER]
+        assert {site: scores["clients"][number[site]] for site in own} == own
         assert scores["accuracy"] == pytest.approx(sum(own.values()) / 3), "each has four test examples"
     for method in OWN[:2]:
         scores = told_scores(result, method)
         assert (scores["best"], scores["worst"]) == (max(scores["clients"]), min(scores["clients"]))
-        for site in NUMBER:
+        for site in HELD:
             assert (tmp_path / site / "adapters" / method / "adapter_model.safetensors").exists()
         models = [path for path in (tmp_path / "there").rglob("*") if path.name.startswith("client-")]
         assert models == [], "no model of a client is at the server"
     asked = [
         json.loads(line)
-        for site in NUMBER
+        for site in HELD
         for line in (tmp_path / site / "left-this-site.jsonl").read_text().splitlines()
     ]
     alone = [part for one in asked if one["method"] == "local" for part in one["parts"]]
@@ -117,16 +141,17 @@ def test_validation_parts_are_divided_at_the_sites(tiny_model: Path, tmp_path: P
         tiny_model,
         tmp_path / "nowhere",
         ("zero-shot", *OWN[:2]),
-        data={"validation": 0.4},
+        validation=0.4,
         evaluate={"round": "best", "every": 1},
     )
     result, told = run_in_one_process(experiment, sites_in(tmp_path), tmp_path / "there", "sites")
     assert not [line for line in told if "refused" in line], told
     plan = json.loads((tmp_path / "there" / "plan.json").read_text())
     trained = {row["group"]: row["both"] + row["image_only"] + row["text_only"] for row in plan["clients"]}
-    held_out = dict(zip(NUMBER, map(len, plan["validation"]["clients"]), strict=True))
+    groups = numbers(tmp_path / "there")
+    held_out = dict(zip(groups, map(len, plan["validation"]["clients"]), strict=True))
     assert all(held_out.values())
-    assert {site: trained[site] + held_out[site] for site in NUMBER} == {s: n for s, (_, n) in HELD.items()}
+    assert {site: trained[site] + held_out[site] for site in HELD} == {s: n for s, (_, n) in HELD.items()}
     for method, scores in result["validation"]["methods"].items():
         weights = list(held_out.values())
         mean = sum(w * s for w, s in zip(weights, scores["clients"], strict=True)) / sum(weights)
@@ -143,12 +168,14 @@ def test_a_site_without_scores_is_left_out_of_the_mean_with_its_reason(
     result, _ = run_in_one_process(experiment, sites, tmp_path / "there", "sites")
     scores = told_scores(result, "fedavg")
     assert scores["sites"]["east"]["scores"] == {"tasks": {"choice": {}}}
+    number = numbers(tmp_path / "there")
+    accuracy = scores["clients"][number["north"]]
     assert scores["sites"]["north"]["scores"] == {
-        "accuracy": scores["clients"][1],
-        "tasks": {"choice": {"accuracy": scores["clients"][1]}},
+        "accuracy": accuracy,
+        "tasks": {"choice": {"accuracy": accuracy}},
     }
-    assert scores["clients"][0] is None
-    assert scores["accuracy"] == pytest.approx((scores["clients"][1] + scores["clients"][2]) / 2)
+    assert scores["clients"][number["east"]] is None
+    assert scores["accuracy"] == pytest.approx((accuracy + scores["clients"][number["west"]]) / 2)
 
 
 @pytest.mark.parametrize(
