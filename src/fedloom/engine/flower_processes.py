@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -36,6 +37,9 @@ SWITCHES = {
 
 OWN_USER_ONLY = (sys.executable, "-P", "-m", own_user_only.__name__)
 """The beginning of a command that starts a process of Flower whose port answers only processes of this user."""
+
+PORTS = range(20000, 32768)
+"""Ports that systems give to processes only if these ask for them by number."""
 
 START_SECONDS = 60.0
 """Seconds within which a process of Flower must start."""
@@ -113,10 +117,16 @@ def require_flower() -> None:
 
 
 def free_port() -> int:
-    """Return a port of the loopback device on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of the loopback device on which nothing listens.
+
+    It is drawn at random, and not by the system: seconds pass until a process of Flower listens on it, in which the system
+    could give the same port to another process.
+    """
+    for port in [PORTS[secrets.randbelow(len(PORTS))] for _ in range(100)] + [0]:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise UserError("no port of 127.0.0.1 is free")
 
 
 def environment(home: Path) -> dict[str, str]:

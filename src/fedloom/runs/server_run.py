@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,11 +39,20 @@ from fedloom.wire.site_messages import SiteMessage
 
 @dataclass(frozen=True)
 class ListenAddress:
-    """The address at which sites reach a server, and how its connections are secured."""
+    """The address at which sites reach a server, and how its connections are secured.
+
+    Attributes:
+        host: The address.
+        port: The port.
+        security: How connections are secured.
+        superlink: The port on the loopback device of a running SuperLink, which is used instead of starting one. Its
+            operator decides how sites reach it, so `host` and `port` are not used.
+    """
 
     host: str
     port: int
     security: Security
+    superlink: int | None = None
 
 
 OWN_MODELS = (
@@ -139,7 +148,7 @@ def open_federation(
     *,
     own_data: bool = False,
 ) -> Iterator[Federation]:
-    """Start Flower and the proxy in front of it, and yield the federation, which no site has joined yet.
+    """Start Flower and the proxy in front of it, or use a running SuperLink, and yield the federation, which no site has joined yet.
 
     Args:
         experiment: Every choice.
@@ -151,11 +160,13 @@ def open_federation(
         own_data: Whether each site brings data of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port, security = free_port(), address.security
+    security, running = address.security, address.superlink is not None
+    port = address.superlink or free_port()
     identity, trust = (None, None) if security.plain else _tls_contexts(security)
+    front = filtering_proxy(address.host, address.port, port, identity, trust)
     with (
-        filtering_proxy(address.host, address.port, port, identity, trust),
-        flower_link(port, security, folder, message) as link,
+        nullcontext() if running else front,
+        flower_link(port, security, folder, message, running=running) as link,
     ):
         begin = begin_message(experiment, own_data=own_data)
         yield Federation(link, begin, experiment.scenario.clients, terms, note, own_data=own_data)

@@ -53,7 +53,7 @@ class SiteOptions:
     Attributes:
         name: Its name.
         folder: The folder of its clients' memories and of the list of what left it.
-        server: HOST:PORT of the server.
+        server: HOST:PORT of the server; None for a SuperNode that is running, which passes messages on to `socket`.
         security: How its connection is secured.
         clients: The clients of the experiment that it holds; None if it has data of its own.
         data: The format of its own data, as in `fedloom list datasets`, and their folder.
@@ -63,11 +63,12 @@ class SiteOptions:
         stay: Whether to wait for another run when one is over.
         allow: The owner's file with limits; None is `allow.yaml` in `folder`, if it exists.
         plugins: Its own copies of the experiment's plug-ins.
+        socket: The Unix socket at which it listens; None for one that only the SuperNode that is started here knows.
     """
 
     name: str
     folder: Path
-    server: str
+    server: str | None
     security: Security
     clients: tuple[int, ...] | None
     data: tuple[str, Path] | None = None
@@ -77,6 +78,7 @@ class SiteOptions:
     stay: bool = False
     allow: Path | None = None
     plugins: tuple[str, ...] = ()
+    socket: Path | None = None
 
 
 LONGEST_PAUSE, STABLE_SECONDS = 60.0, 30.0
@@ -99,7 +101,7 @@ def run_site(options: SiteOptions, message: Callable[[str], None]) -> None:
     """
     require_flower()
     _read_allow(options)  # so that a mistake in it is reported before the first request
-    with listen() as (listener, socket):
+    with listen(options.socket) as (listener, socket):
         over = list[bool]()
 
         def show(text: str) -> None:
@@ -107,16 +109,14 @@ def run_site(options: SiteOptions, message: Callable[[str], None]) -> None:
             message(text)
 
         site = resident_site(options, show)
-        start = partial(
-            supernode, options.server, options.security, {"socket": socket}, options.folder / FLOWER
-        )
-        node = _Node(start, options.folder / FLOWER, message)
+        node = None if options.server is None else _started_node(options, options.server, socket, message)
         try:
             serve(site, listener, partial(_between_messages, options, site, node, over))
         except _Over:
             pass
         finally:
-            node.stop()
+            if node is not None:
+                node.stop()
             site.close()
 
 
@@ -164,11 +164,17 @@ class _Node:
         stop(self._process)
 
 
+def _started_node(options: SiteOptions, server: str, socket: str, message: Callable[[str], None]) -> _Node:
+    home = options.folder / FLOWER
+    return _Node(partial(supernode, server, options.security, {"socket": socket}, home), home, message)
+
+
 def _between_messages(
-    options: SiteOptions, site: ResidentSite, node: _Node, over: list[bool], idle: float
+    options: SiteOptions, site: ResidentSite, node: _Node | None, over: list[bool], idle: float
 ) -> None:
     """Restart the node if it has ended, and release the model or end if the run is over."""
-    node.restart_if_ended()
+    if node is not None:
+        node.restart_if_ended()
     if over and not options.stay and idle > RESTART_SECONDS:  # by then the last answer has left
         raise _Over
     if idle > options.idle:
