@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from tests.test_own_data import HELD, records, write
 
 from fedloom.engine.flower_processes import Security
 from fedloom.experiment.experiment import Experiment
+from fedloom.runs.server_run import begin_message, over_sites
 from fedloom.runs.single_run import run_experiment
-from fedloom.runs.site_run import SiteOptions
+from fedloom.runs.site_run import SiteOptions, resident_site
+from fedloom.scenarios.validation_part import hold_out_at_site
 from fedloom.system.errors import UserError
 from fedloom.system.progress import Progress
+from fedloom.types import DataSet, Example
 
 OWN = ("local", "fedavg+ditto", "fedavg+finetune", "fedavg+keep-last", "fedavg+pfedme")
 
@@ -69,17 +73,21 @@ def kept(folder: Path) -> dict[str, dict[str, bytes]]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("strategy", "methods"),
+    [pytest.param("lora", OWN, marks=pytest.mark.slow), ("share-lora", ("local", "fedavg"))],
+)
 def test_clients_own_models_stay_at_their_sites_and_are_those_of_pooled_data(
-    tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path, strategy: str, methods: tuple[str, ...]
 ) -> None:
     """The pooled folder, divided by site, is trained in one process; what its clients keep, sites keep bit for bit."""
     pooled = [one for site, (kind, count) in HELD.items() for one in records(site, kind, range(count))]
     write(tmp_path / "pooled", pooled, records("north", "both", range(80, 88)))
-    experiment = experiment_of(tiny_model, tmp_path / "pooled", OWN)
+    experiment = experiment_of(tiny_model, tmp_path / "pooled", methods, strategy={"name": strategy})
     run_experiment(experiment, tmp_path / "here", Progress(None))
     result, told = run_in_one_process(experiment, sites_in(tmp_path), tmp_path / "there", "sites")
     assert not [line for line in told if "refused" in line], told
-    for method in OWN[1:]:
+    for method in methods[1:]:
         here = kept(tmp_path / "here" / "methods" / method)
         there = dict[str, dict[str, bytes]]()
         for site in HELD:
@@ -194,3 +202,42 @@ def test_what_needs_pooled_data_or_a_sites_model_is_refused(
     experiment = experiment_of(tiny_model, tmp_path / "mine", methods)
     with pytest.raises(UserError, match=told):
         run_in_one_process(experiment, sites_in(tmp_path), tmp_path / "there", scores)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_answers_to_single_examples_stay_unless_the_owner_allows(
+    tiny_model: Path, tmp_path: Path, allowed: bool
+) -> None:
+    sites = sites_in(tmp_path, {"east": f"replies: {str(allowed).lower()}\n"})
+    (east,) = [one for one in sites if one.name == "east"]
+    experiment = over_sites(experiment_of(tiny_model, tmp_path / "nowhere", ("fedavg",)), 3, "sites")
+    begin = begin_message(experiment, own_data=True)
+    with resident_site(east, lambda text: None).open(begin) as run:
+        assert run.replies == allowed
+
+
+@pytest.mark.parametrize("source", [0.4, "published"])
+def test_a_sites_validation_part_is_its_own(source: float | str) -> None:
+    """The draw depends on neither other sites nor the order of records; a part of the owner's is used as it is."""
+    train = tuple(
+        Example(
+            f"{k:03d}",
+            f"What is {k}?",
+            ("a", "b")[k % 2],
+            text=f"number {k}",
+            label=k % 2,
+            options=("a", "b"),
+        )
+        for k in range(20)
+    )
+    data = DataSet("mine", train, train[:1], validation=(Example("v", "?", "a", text="other"),))
+    one = hold_out_at_site(data, source, 7, "north")
+    if source == "published":
+        assert one == data
+        return
+    assert len(one.validation) == 8
+    assert {example.id for example in (*one.train, *one.validation)} == {example.id for example in train}
+    assert len(one.train) == 12
+    turned = hold_out_at_site(replace(data, train=train[::-1]), source, 7, "north")
+    assert {example.id for example in turned.validation} == {example.id for example in one.validation}
+    assert hold_out_at_site(data, 0.0, 7, "north") == replace(data, validation=())

@@ -143,7 +143,7 @@ def test_sites_with_data_of_their_own_give_the_bytes_of_pooled_data(
     assert '"kind": "site joined"' in log
 
 
-def test_a_plan_of_blanks_is_that_of_the_examples() -> None:
+def test_the_plan_of_blank_examples_is_that_of_the_real_ones() -> None:
     """By site, whatever sites are called and whatever they hold."""
     held = {"zeta": "both", "alpha": "text", "mid": "image"}
     real = [
@@ -167,7 +167,7 @@ def test_a_plan_of_blanks_is_that_of_the_examples() -> None:
     assert [len(one) for one in there.clients] == [len(one) for one in here.clients]
 
 
-def test_scores_of_sites_count_by_their_examples() -> None:
+def test_scores_of_sites_are_weighted_by_numbers_of_examples() -> None:
     """One right of one, one of three, and a site that is silent: two of four are right."""
 
     def told(examples: int, accuracy: float, **more: float) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def test_scores_of_sites_count_by_their_examples() -> None:
         combine_site_scores({"c": {"reason": "it is away"}}, ["c"])
 
 
-def test_whichever_client_a_site_is_asked_as_it_is_this_one() -> None:
+def test_a_site_holds_its_examples_whatever_its_clients_number() -> None:
     examples = [Example(str(k), "?", "!", text="so" if k % 2 else None) for k in (2, 0, 1)]
     plan = plan_with_all_examples(examples, 4)
     assert len(plan.clients) == 4
@@ -305,7 +305,7 @@ def test_a_server_cannot_choose_what_code_a_site_loads(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_server_cannot_let_a_site_fetch_anything(tmp_path: Path) -> None:
+def test_a_server_cannot_make_a_site_download_anything(tmp_path: Path) -> None:
     experiment = Experiment.from_json(json.dumps({"model": {"path": "some/model", "network": True}}))
     options = SiteOptions("north", tmp_path, "127.0.0.1:1", Security(), (0,), model="/models/mine")
     found = read_experiment(options, begun(experiment))
@@ -313,7 +313,7 @@ def test_a_server_cannot_let_a_site_fetch_anything(tmp_path: Path) -> None:
     assert found.train == experiment.train
 
 
-def test_an_experiment_that_is_not_what_the_server_says_is_refused(tmp_path: Path) -> None:
+def test_an_experiment_with_another_digest_than_stated_is_refused(tmp_path: Path) -> None:
     options = SiteOptions("north", tmp_path, "127.0.0.1:1", Security(), (0,))
     with pytest.raises(UserError, match="differs from the stated one"):
         read_experiment(options, begun(Experiment(), digest=Experiment(seed=1).digest))
