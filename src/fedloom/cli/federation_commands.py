@@ -158,23 +158,11 @@ def site(
 ) -> None:
     """Take part in a server's run with the data of this site."""
     with report_errors(debug, "the same command takes part again"):
-        if (server is None) == (socket is None):
-            raise UserError(
-                "give either --server, the server's address, or --socket, for a SuperNode that is running"
-            )
-        if socket is not None and (keys or insecure):
-            raise UserError(
-                "--socket: the SuperNode that is running has keys of its own; leave --keys and --insecure out"
-            )
-        address, security = None, None
-        if server is not None:
-            host, port = parse_address(server, "--server")
-            address, security = f"{host}:{port}", security_of(host, keys, insecure, at_server=False)
+        address, security = _connection(server, socket, keys, insecure)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
             raise UserError('--name: use at most 80 letters, digits, ".", "_" and "-"')
         if (data is None) == (clients is None):
             raise UserError("give either --data, this site's own data, or --clients of the experiment's")
-        from fedloom.engine.flower_processes import Security
         from fedloom.runs.site_run import SiteOptions, run_site
 
         folder = out or Path("sites") / name
@@ -184,7 +172,7 @@ def site(
             name,
             folder,
             address,
-            security or Security(),
+            security,
             _numbers(clients),
             own,
             visible,
@@ -196,6 +184,30 @@ def site(
             socket,
         )
         run_site(options, _show_nothing if quiet else print_error)
+
+
+def _connection(
+    server: str | None, socket: Path | None, keys: Path | None, insecure: bool
+) -> tuple[str | None, Security]:
+    """Return the server's address and how a site's connection is secured; None for a SuperNode that is running.
+
+    Raises:
+        UserError: The options contradict each other, or name no server.
+    """
+    if (server is None) == (socket is None):
+        raise UserError(
+            "give either --server, the server's address, or --socket, for a SuperNode that is running"
+        )
+    if server is not None:
+        host, port = parse_address(server, "--server")
+        return f"{host}:{port}", security_of(host, keys, insecure, at_server=False)
+    if keys or insecure:
+        raise UserError(
+            "--socket: the SuperNode that is running has keys of its own; leave --keys and --insecure out"
+        )
+    from fedloom.engine.flower_processes import Security
+
+    return None, Security()
 
 
 def parse_address(text: str, option: str) -> tuple[str, int]:
