@@ -263,6 +263,7 @@ def test_the_list_names_the_noise_that_clients_add_and_no_other() -> None:
     """DP-SGD adds noise at the client, with its defaults where the experiment sets none; DP-FedAvg adds it at the server."""
     experiment = Experiment(
         methods=("fedavg", "fedavg+dp", "fedavg+dp-sgd"),
+        train={"clip": None},
         algorithms={"dp-sgd": {"noise": 0.5}, "dp": {"noise": 2.0}},
     )
     assert noise_at_site(experiment) == {"fedavg+dp-sgd": {"dp-sgd": {"noise": 0.5, "bound": 1.0}}}

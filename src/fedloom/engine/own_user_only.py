@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from functools import wraps
+from importlib import import_module
 from importlib.metadata import entry_points
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -96,15 +96,13 @@ def _spell(address: str, port: int) -> str:
 def main(command: str) -> None:
     """Run a command of Flower with its arguments, and answer the requests of this user only."""
     if CONNECTIONS.exists():
-        import uvicorn
+        config: Any = import_module("uvicorn").Config
+        plain = config.__init__
 
-        plain = uvicorn.Config.__init__
-
-        @wraps(plain)
-        def with_guard(self: uvicorn.Config, app: App, *arguments: Any, **options: Any) -> None:
+        def with_guard(self: Any, app: App, *arguments: Any, **options: Any) -> None:
             plain(self, own_user_only(app, os.getuid()), *arguments, **options)
 
-        uvicorn.Config.__init__ = with_guard
+        config.__init__ = with_guard
     (found,) = entry_points(group="console_scripts", name=command)
     found.load()()
 
