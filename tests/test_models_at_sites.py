@@ -130,6 +130,12 @@ def test_each_site_scores_models_on_its_own_test_part(tiny_model: Path, tmp_path
             assert (tmp_path / site / "adapters" / method / "adapter_model.safetensors").exists()
         models = [path for path in (tmp_path / "there").rglob("*") if path.name.startswith("client-")]
         assert models == [], "no model of a client is at the server"
+    plan = json.loads((tmp_path / "there" / "plan.json").read_text())
+    assert plan["card"]["labels"] is plan["card"]["words"] is None, "the server knows neither"
+    assert [row["labels"] for row in plan["clients"]] == [None] * 3
+    report = (tmp_path / "there" / "report.html").read_text()
+    assert "Jensen-Shannon" not in report
+    assert "Mean words" not in report
     asked = [
         json.loads(line)
         for site in HELD

@@ -60,6 +60,15 @@ def test_a_site_without_a_score_is_named_with_its_reason() -> None:
     assert "No score of west with FedAvg: it is away." in table.note
 
 
+def test_scores_that_an_owner_withholds_are_named() -> None:
+    scores = scored({"east": (1, 1.0), "west": (3, 1 / 3)})
+    scores["sites"]["west"]["scores"]["auc"] = 0.5
+    table = site_scores_table({**RESULT, "scores": {"fedavg": scores}})
+    assert table is not None
+    assert "east sends no AUC, so means of these are over the other sites." in table.note
+    assert "west sends no" not in table.note
+
+
 def test_no_sentence_calls_the_sites_parts_a_global_test_set() -> None:
     """1 · 1 + 3 · 1/3 of four examples are right with FedAvg, three of four with the sites' own models."""
     texts = [score_table(RESULT).note, terminal_table(RESULT), short_summary(RESULT), *run_findings(RESULT)]

@@ -191,7 +191,9 @@ def modalities_seen(run: Run) -> str:
     if kinds is None or not (total := sum(kinds.values())):
         return ""
     both, image, text, none = (kinds[name] for name in ("both", "image_only", "text_only", "none"))
-    words = at(run.plan, "card", "words") is not None or at(run.plan, "card") is None
+    card = at(run.plan, "card")
+    at_sites = card is not None and at(card, "labels") is None  # where only the sites know the words
+    words = card is None or at_sites or at(card, "words") is not None
     textual = "a text and no image" if words else "neither an image nor a text, but only the question,"
     phrases = {
         both: "both an image and a text",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedloom.report.federation_gain import main_score
 from fedloom.report.run_results import Json, at, number
 from fedloom.report.tables import Table, label, percent, title
@@ -56,7 +58,23 @@ def site_scores_table(result: Json) -> Table | None:
         for site, value in of_sites.items()
         if value is None
     ]
+    note += [
+        f"{site} sends no {', '.join(map(title, lacking))}, so means of these are over the other sites."
+        for site in names
+        if (lacking := _withheld(list(answers.values()), site))
+    ]
     return Table(("Site", "Test examples", *map(label, answers)), rows, " ".join(note))
+
+
+def _withheld(answers: Sequence[Json], site: str) -> list[str]:
+    """Return the scores that other sites send, and a site that sends some score does not."""
+    lacking = dict[str, None]()
+    for sites in answers:
+        own = at(sites, site, "scores") or {}
+        if len(own) > 1:  # "tasks" is always there
+            others = [at(of_site, "scores") or {} for of_site in sites.values()]
+            lacking |= dict.fromkeys(name for scores in others for name in scores if name not in own)
+    return list(lacking)
 
 
 def _lowest(scores: dict[str, float | None]) -> str:

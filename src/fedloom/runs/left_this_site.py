@@ -143,6 +143,8 @@ def _content(part: Mapping[str, Any]) -> str:
         return f"no update: {part['reason']}"
     extras = "".join(f", {name} {shape}" for name, shape in part["extras"].items())
     names = list(part["tensors"])
+    if not names:
+        return f"no parameters{extras}; {', '.join(part['figures'])}"
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{part['values']:,} values of {len(names)} parameters ({shown}){extras} in {part['codec']}; {', '.join(part['figures'])}"
 

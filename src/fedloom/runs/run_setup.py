@@ -108,7 +108,8 @@ def set_up_run(
     versions = _versions()
     if manifest is None:
         began = Manifest(__version__, now, versions)
-        begin_run(folder, experiment, plan_json(plan, data.train, validation), began)
+        shown = plan_json(plan, data.train, validation, blank=site_data is not None)
+        begin_run(folder, experiment, shown, began)
     elif manifest.versions != versions:
         before = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
         progress.message(

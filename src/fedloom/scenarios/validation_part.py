@@ -215,15 +215,22 @@ def _plan_of_all(examples: Sequence[Example]) -> Plan:
     return subset(plan, whole, examples)
 
 
-def plan_json(plan: Plan, examples: Sequence[Example], validation: Validation | None) -> dict[str, Any]:
+def plan_json(
+    plan: Plan, examples: Sequence[Example], validation: Validation | None, *, blank: bool = False
+) -> dict[str, Any]:
     """Return the contents of `plan.json`: the plan, and the validation set if there is one.
 
     Args:
         plan: The training examples of each client.
         examples: The training examples.
         validation: The validation set.
+        blank: Whether the examples are blank; then there are no figures about labels and words, which only sites know.
     """
     value = plan_to_json(plan, examples)
+    if blank:
+        unknown = dict.fromkeys(("labels", "words", "total_variation", "jensen_shannon"))
+        value["card"] |= {"labels": None, "words": None}
+        value["clients"] = [row | unknown for row in value["clients"]]
     return value if validation is None else {**value, "validation": validation_json(validation)}
 
 
