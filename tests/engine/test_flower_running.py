@@ -39,15 +39,18 @@ def running(tmp_path: Path) -> Iterator[int]:
 
 def status(port: int, user: int) -> bytes:
     """Request Flower's interface for users as another user; return the first line of the answer."""
+    "127.0.0.1".encode("idna")  # loads what the other user may not read
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
         try:
             os.setuid(user)
-            with socket.create_connection(("127.0.0.1", port), 20) as connection:
+            with socket.create_connection(("127.0.0.1", port), 120) as connection:
                 connection.sendall(
                     b"POST /v1/control/list-runs HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n"
                 )
                 os.write(writing, connection.recv(1000).partition(b"\r\n")[0])
+        except OSError as error:
+            os.write(writing, repr(error).encode())
         finally:
             os._exit(0)
     os.close(writing)
