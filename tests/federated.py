@@ -1,4 +1,4 @@
-"""A server and its sites in processes of their own, over loopback without TLS."""
+"""A server and its sites: in processes of their own behind Flower, or all in this process."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
+from tests.engine.test_federation import Mail
+
+from fedloom.engine.federation import Federation
 from fedloom.engine.flower_processes import free_port
+from fedloom.engine.participation import WaitingTerms
+from fedloom.experiment.experiment import Experiment
+from fedloom.runs.server_run import Events, begin_message, over_sites, run_over
+from fedloom.runs.single_run import Result
+from fedloom.runs.site_run import SiteOptions, resident_site
+from fedloom.system.progress import Progress
 
 PATIENCE = 240.0
 """Seconds after which a run hangs."""
@@ -95,3 +105,33 @@ class FederatedRun:
         """Return what one of them wrote, or all."""
         names = [name] if name else list(self.processes)
         return "\n".join((self.folder / f"{one}.log").read_text() for one in names)
+
+
+def run_in_one_process(
+    experiment: Experiment, sites: Sequence[SiteOptions], out: Path, scores: Literal["here", "sites"]
+) -> tuple[Result, list[str]]:
+    """Run an experiment over sites with data of their own, all in this process and without Flower.
+
+    Args:
+        experiment: Every choice; the number of clients is that of the sites.
+        sites: The sites.
+        out: The server's run folder.
+        scores: See `fedloom.runs.server_run.serve_experiment`.
+
+    Returns:
+        The result, and all lines that sites showed.
+    """
+    told, events = list[str](), Events()
+    mail = Mail({number: resident_site(one, told.append) for number, one in enumerate(sites, 1)})
+    over = over_sites(experiment, len(sites), scores)
+    federation = Federation(
+        mail,
+        begin_message(over, own_data=True),
+        len(sites),
+        WaitingTerms(),
+        lambda kind, figures: events.append((kind, figures)),
+        own_data=True,
+        now=lambda: mail.time,
+        pause=mail.pause,
+    )
+    return run_over(federation, over, out, Progress(None), events, scores), told

@@ -22,6 +22,7 @@ from fedloom.engine.site_transport import (
     SiteRequest,
     Transport,
     TransportRestarted,
+    evaluation_requests,
     read_reply,
     site_requests,
 )
@@ -172,14 +173,18 @@ class Federation:
             answers |= dict(zip(rest, self._here.answer([questions[place] for place in rest]), strict=True))
         return [answers[place] for place in range(len(questions))]
 
-    def evaluate(self, question: Question) -> dict[str, Mapping[str, Any]]:
-        """Let sites score a global model on their own held-out parts.
+    def evaluate(self, questions: Mapping[int | None, Question]) -> dict[str, Mapping[str, Any]]:
+        """Let sites with data of their own score models on their own test or validation parts.
+
+        Args:
+            questions: The global model under None, or each client's own model, which stays at its site.
 
         Returns:
             Site → the number of examples and the scores, or under "reason" why there are none.
         """
-        content = SiteMessage("evaluate", {}, (question_to_bytes(question),)).to_bytes()
-        requests = [SiteRequest(name, self.sites[name].clients, content) for name in sorted(self.sites)]
+        clients = {name: self.sites[name].clients for name in sorted(self.sites)}
+        requests = evaluation_requests(questions, clients)
+        about = next(iter(questions.values()))
         scores = dict[str, Mapping[str, Any]]()
         for number, reply, reason in self._answers(requests, "evaluate"):
             site = requests[number].site
@@ -187,7 +192,7 @@ class Federation:
                 {"reason": reason} if reply is None else {k: v for k, v in reply.head.items() if k != "site"}
             )
             scores[site] = values
-            self.note("site evaluation", {"site": site, "method": question.method, **values})
+            self.note("site evaluation", {"site": site, "method": about.method, "part": about.test, **values})
         return scores
 
     @property
@@ -360,9 +365,7 @@ class Federation:
                 self._known.discard(node)
             return
         head, before = message.head, self.sites.get(message.head["site"])
-        site = JoinedSite(
-            head["site"], node, tuple(head["clients"]), head["profiles"], head.get("counts", {})
-        )
+        site = JoinedSite.of(node, head)
         if why := self._why_unfit(site, before):
             self.note("site refused", {"site": site.name, "reason": why})
             return
@@ -378,7 +381,7 @@ class Federation:
         if self.own_data:
             if before is None and len(self.sites) >= self.clients:
                 return f"{self.clients} other sites take part already"
-            if before is not None and before.counts != site.counts:
+            if before is not None and (before.counts, before.validation) != (site.counts, site.validation):
                 return "it came back with other data"
             return None
         others = {client: name for client, name in self._site_of_client().items() if name != site.name}

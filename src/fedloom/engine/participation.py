@@ -33,7 +33,8 @@ class JoinedSite:
         node: The current number of its node, or None while it is disconnected.
         clients: The clients that it holds; a site with data of its own has none until the server numbers them.
         profiles: Method → the profile of each of them.
-        counts: The number of its examples of each kind, if it has data of its own.
+        counts: The number of its training examples of each kind, if it has data of its own.
+        validation: That of its validation examples.
     """
 
     name: str
@@ -41,3 +42,10 @@ class JoinedSite:
     clients: tuple[int, ...]
     profiles: Mapping[str, Sequence[Sequence[Any]]]
     counts: Mapping[str, int]
+    validation: Mapping[str, int]
+
+    @classmethod
+    def of(cls, node: int, head: Mapping[str, Any]) -> JoinedSite:
+        """Return the site that a node is, from the values with which it joins."""
+        counts, validation = head.get("counts", {}), head.get("validation", {})
+        return cls(head["site"], node, tuple(head["clients"]), head["profiles"], counts, validation)

@@ -46,7 +46,7 @@ class OpenRun:
         require_allowed: Called with the assignments of clients; raises `UserError` if the site's owner does not allow one.
         replies: Whether answers to single examples may leave.
         evaluate: Scores a model on the site's own held-out part; None if it has none.
-        privacy: Method → arguments of its parts, which include noise and clipping bounds.
+        noise: Method → its parts that add noise to what clients report → their arguments.
     """
 
     backend: Backend
@@ -55,7 +55,7 @@ class OpenRun:
     require_allowed: Callable[[Sequence[Assignment]], None] = allow_all
     replies: bool = True
     evaluate: Callable[[Question], Mapping[str, Any]] | None = None
-    privacy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    noise: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
 
 Open = Callable[[SiteMessage], AbstractContextManager[OpenRun]]
@@ -165,14 +165,30 @@ class ResidentSite:
 
 
 @contextmanager
-def listen() -> Iterator[tuple[socket.socket, str]]:
-    """Listen on a Unix socket that only this user can reach; yield the socket and its path."""
+def listen(place: Path | None = None) -> Iterator[tuple[socket.socket, str]]:
+    """Listen on a Unix socket that only this user can reach; yield the socket and its path.
+
+    Args:
+        place: Its path; None for one in a temporary folder.
+
+    Raises:
+        UserError: The path cannot be used.
+    """
     with tempfile.TemporaryDirectory(prefix="fedloom-") as folder, socket.socket(socket.AF_UNIX) as listener:
-        path = str(Path(folder) / "site")
-        listener.bind(path)
-        os.chmod(path, 0o600)
+        path = str(Path(folder) / "site" if place is None else place.absolute())
+        before = os.umask(0o177)
+        try:
+            if place is not None and place.is_socket():  # of a site that was killed
+                place.unlink()
+            listener.bind(path)
+        except OSError as error:
+            raise UserError(f"--socket: {path} cannot be used: {error.strerror or error}") from None
+        finally:
+            os.umask(before)
         listener.listen()
         yield listener, path
+        with suppress(OSError):
+            os.unlink(path)
 
 
 def serve(

@@ -18,6 +18,7 @@ from fedloom.report.compare_runs import experiments_table, group_by_experiment, 
 from fedloom.report.federation_gain import main_score
 from fedloom.report.run_results import Json, Run, at, number, read_run
 from fedloom.report.score_tables import gain_table, published_tables, score_table, task_tables
+from fedloom.report.site_scores_table import is_tested_at_sites, site_scores_table, tested_on
 from fedloom.report.split_table import card_table
 from fedloom.report.tables import (
     MISSING,
@@ -153,6 +154,9 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
         "more_findings": others,
         "scores": score_table(run.result),
         "score_name": title(main_score(run.result)),
+        "at_sites": site_scores_table(run.result),
+        "tested_at_sites": is_tested_at_sites(run.result),
+        "tested_on": tested_on(run.result),
         "task_scores": task_tables(run.result),
         "published": published_tables(run.result),
         "gains": gain_table(run.result, named),

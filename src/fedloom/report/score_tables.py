@@ -9,6 +9,7 @@ from statistics import fmean
 from fedloom.report.federation_gain import compare_methods, main_score, tasks_in
 from fedloom.report.findings import short_summary
 from fedloom.report.run_results import Json, at, number
+from fedloom.report.site_scores_table import OVER_SITES, is_tested_at_sites, site_scores_table
 from fedloom.report.tables import (
     MISSING,
     Table,
@@ -179,11 +180,15 @@ def _note(result: Json, several: bool) -> str:
         names = " and ".join(SLICES[name] for name in withheld).capitalize()
         sentences.append(f"{names}: {_in_text(main)} if only that modality is shown.")
     own = [label(method) for method, entry in scores.items() if number(entry, "best") is not None]
+    where = OVER_SITES if is_tested_at_sites(result) else "Scores are on the global test set"
     if own:
         brackets = "" if several else ", the best and the worst of them in brackets"
-        sentences.append(
-            f"Scores are on the global test set; for {', '.join(own)} they are means over clients' own models{brackets}."
-        )
+        means = f"for {', '.join(own)} they are means over clients' own models{brackets}"
+        if is_tested_at_sites(result):
+            means = f"for {', '.join(own)} they are those of each site's own model{brackets}"
+        sentences.append(f"{where}; {means}.")
+    elif is_tested_at_sites(result):
+        sentences.append(f"{where}.")
     sentences += _scoring_sentence(result)
     unread = {method: number(entry, "unparsed") for method, entry in scores.items()}
     shown = [f"{label(method)} {percent(share)}" for method, share in unread.items() if share]
@@ -269,8 +274,9 @@ def gain_table(result: Json, clients: Sequence[str] = ()) -> Table | None:
         "Hurt",
         *clients,
     )
+    data = "its own test part" if is_tested_at_sites(result) else "data like its own"
     note = (
-        "Relative gain over local training, in percent, of each client on data like its own. Helped, same, hurt: number of "
+        f"Relative gain over local training, in percent, of each client on {data}. Helped, same, hurt: number of "
         "clients that are better off, equally well off, and worse off than with their own models."
     )
     return Table(("Method", *heads), tuple(rows), note)
@@ -284,7 +290,7 @@ def _summary(gains: Sequence[float | None], clients: Json) -> tuple[str, ...]:
 
 def terminal_table(result: Json) -> str:
     """Write final scores, gains and a summary for a terminal of 80 columns, without color."""
-    tables = [score_table(result), gain_table(result)]
+    tables = [score_table(result), site_scores_table(result), gain_table(result)]
     pieces = [table.text(80) for table in tables if table]
     if summary := short_summary(result):
         pieces.append(f"{textwrap.fill(printable(summary), 80)}\n")

@@ -10,17 +10,15 @@ from typing import Any
 
 from fedloom.client.site import Question
 from fedloom.engine.checkpoints import last_checkpoint
-from fedloom.engine.federation import Federation
 from fedloom.engine.rounds import TrainingState
 from fedloom.experiment.methods import Method
 from fedloom.models.sentence_embeddings import embed_sentences
-from fedloom.runs.evaluation import answer_test, validate, validation_scores
+from fedloom.runs.evaluation import answer_test, validation_scores
 from fedloom.runs.modality_slices import headline, modality_of, score_model, score_own_models, slices_of
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import ADAPTER, METHODS, RESULT
-from fedloom.runs.site_scores import combine_site_scores
-from fedloom.runs.train_method import best_questions, questions_of, train_method
-from fedloom.scenarios.declared_examples import clients_by_site
+from fedloom.runs.site_scores import scores_at_sites
+from fedloom.runs.train_method import best_questions, questions_of, train_method, validate
 from fedloom.scenarios.plan import Plan
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed
@@ -155,8 +153,8 @@ def _federated(context: RunContext, method: Method, name: str) -> Outcome:
     validation = validate(context, models, name, rounds)
     score = _global_scores if None in models else _own_scores
     scores = score(context, models, name, rounds)
-    if isinstance(context.remote, Federation) and context.remote.own_data and context.data.test:
-        scores["sites"] = context.remote.evaluate(models[None])
+    if context.sites is not None and context.data.test:
+        scores["sites"] = context.sites.evaluate(models)
     return scores, training_state.bytes_up, training_state.bytes_down, validation
 
 
@@ -189,6 +187,8 @@ def _centralized(context: RunContext, method: Method, name: str) -> Outcome:
 
 def _local(context: RunContext, method: Method, name: str) -> Outcome:
     """Let every client train alone; report the mean over clients, the best and the worst."""
+    if context.sites is not None:
+        return _local_at_sites(context, method, name)
     alone = [(client, range(client, client + 1)) for client in range(len(context.plan.clients))]
     training_states = train_method(context, method, name, alone)
     clients = [client for client, _ in alone]
@@ -207,6 +207,18 @@ def _local(context: RunContext, method: Method, name: str) -> Outcome:
     return {**scores, **({"untrained": untrained} if untrained else {})}, 0, 0, validation
 
 
+def _local_at_sites(context: RunContext, method: Method, name: str) -> Outcome:
+    """Let every client train alone at its site, from which no model is sent."""
+    clients = range(len(context.plan.clients))
+    (training_state,) = train_method(context, method, name, [(None, clients)])
+    models, rounds = _reported_models(context, method, name, [(None, training_state)])
+    validation = validate(context, models, name, rounds)
+    scores = _own_scores(context, models, name, rounds)
+    untrained = [client for client in clients if client not in training_state.since]
+    scores |= {"untrained": untrained} if untrained else {}
+    return scores, training_state.bytes_up, training_state.bytes_down, validation
+
+
 Rounds = Mapping[int | None, int]
 """Client, or None for the global model → the number of rounds that the model was trained for."""
 
@@ -222,6 +234,8 @@ def _own_scores(
     context: RunContext, models: Mapping[int | None, Question], name: str, rounds: Rounds
 ) -> dict[str, Any]:
     """Score each client's own model: the mean over clients, the best and the worst."""
+    if context.sites is not None:
+        return scores_at_sites(context, models)
     scores: list[dict[str, Any]] = []
     together = SCORED_TOGETHER if context.tuned.stackable else 1
     for start in range(0, len(models), together):
@@ -260,15 +274,10 @@ def _scores(
 
     If the server has no test part, the sites score the global model on their own.
     """
-    if not context.data.test and isinstance(context.remote, Federation):
+    if not context.data.test and context.sites is not None:
         if name == "zero-shot":
             context.progress.advance(1)
-        clients = clients_by_site(context.plan, context.data.train)
-        return [
-            combine_site_scores(
-                context.remote.evaluate(models[None]), sorted(clients, key=clients.__getitem__)
-            )
-        ]
+        return [scores_at_sites(context, models)]
     answers: list[dict[str, Answers]] = [{} for _ in models]
     for part in slices_of(context.data.test):
         of_part = answer_test(context, models, name, rounds, part)
