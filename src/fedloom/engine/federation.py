@@ -76,6 +76,7 @@ class Federation:
     _joining: dict[str, int] = field(default_factory=dict[str, int])
     _names: Mapping[int, str] = field(default_factory=dict[int, str])
     _known: set[int] = field(default_factory=set[int])
+    _refused: dict[int, str] = field(default_factory=dict[int, str])
     _sent: dict[str, SiteRequest] = field(default_factory=dict[str, SiteRequest])
     _nodes_read: float = float("-inf")
 
@@ -353,10 +354,11 @@ class Federation:
         message, reason = read_reply(reply)
         if message is None or message.kind != "joined":
             why = reason if message is None else str(message.head.get("reason"))
-            self.note(
-                "site refused", {"site": str(message.head.get("site", "")) if message else "", "reason": why}
-            )
-            if message is None:  # its process may have been starting
+            name = str(message.head.get("site", "")) if message else self._names.get(node, "")
+            if self._refused.get(node) != why:
+                self.note("site refused", {"site": name, "reason": why})
+            self._refused[node] = why
+            if reply.error is not None:  # its process may have been starting
                 self._known.discard(node)
             return
         head, before = message.head, self.sites.get(message.head["site"])

@@ -23,6 +23,7 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.runs.run_context import RemoteSites, RunContext
 from fedloom.runs.run_folder import FLOWER, RESULT, folder_state
 from fedloom.runs.run_identity import contents_of
+from fedloom.runs.run_lock import lock_folder
 from fedloom.runs.run_setup import current_identity
 from fedloom.runs.single_run import Result, run_experiment
 from fedloom.runs.site_setup import algorithm_of
@@ -124,6 +125,7 @@ def open_federation(
     port, security = free_port(), address.security
     identity, trust = (None, None) if security.plain else _tls_contexts(security)
     with (
+        lock_folder(folder),
         filtering_proxy(address.host, address.port, port, identity, trust),
         flower_link(port, security, folder, message) as link,
     ):

@@ -27,6 +27,7 @@ from fedloom.runs.left_this_site import DepartureLog
 from fedloom.runs.modality_slices import slices_of
 from fedloom.runs.run_folder import FLOWER
 from fedloom.runs.run_identity import contents_of
+from fedloom.runs.run_lock import lock_folder
 from fedloom.runs.run_setup import current_identity, open_site
 from fedloom.runs.site_permissions import require_allowed, require_reportable
 from fedloom.scenarios.declared_examples import counts_of, plan_with_all_examples
@@ -90,11 +91,12 @@ def run_site(options: SiteOptions, message: Callable[[str], None]) -> None:
         message: Shows a line of text.
 
     Raises:
-        UserError: Flower is not installed, or its SuperNode does not run.
+        UserError: Flower is not installed, its SuperNode does not run, or another process uses the site's folder.
     """
     require_flower()
     _read_allow(options)  # so that a mistake in it is reported before the first request
-    with listen() as (listener, socket):
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(options.folder), listen() as (listener, socket):
         over, departures = list[bool](), DepartureLog(options.folder, options.name)
 
         def log_departure(request: SiteMessage, answer: SiteMessage, run: OpenRun | None) -> None:
