@@ -10,7 +10,7 @@ from types import TracebackType
 
 from fedloom.engine.flower_processes import free_port
 
-PATIENCE = 240.0
+PATIENCE = 600.0
 """Seconds after which a run hangs."""
 
 

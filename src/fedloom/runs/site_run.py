@@ -20,6 +20,7 @@ from fedloom.data import load_data
 from fedloom.engine.flower_processes import Security, last_lines, require_flower, stop, supernode
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.resident_site import RUN_OVER, OpenRun, ResidentSite, listen, serve
+from fedloom.engine.server_check import connection_problem
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
 from fedloom.models.text_only import without_images
@@ -116,7 +117,7 @@ def run_site(options: SiteOptions, message: Callable[[str], None]) -> None:
         start = partial(
             supernode, options.server, options.security, {"socket": socket}, options.folder / FLOWER
         )
-        node = _Node(start, options.folder / FLOWER, message)
+        node = _Node(start, options, message)
         try:
             serve(site, listener, partial(_between_messages, options, site, node, over))
         except _Over:
@@ -130,9 +131,12 @@ class _Node:
     """A SuperNode that is restarted whenever it ends."""
 
     def __init__(
-        self, start: Callable[[], subprocess.Popen[bytes]], home: Path, message: Callable[[str], None]
+        self,
+        start: Callable[[], subprocess.Popen[bytes]],
+        options: SiteOptions,
+        message: Callable[[str], None],
     ) -> None:
-        self._start, self._home, self._message = start, home, message
+        self._start, self._options, self._message = start, options, message
         self._process, self._begun, self._pause = start(), time.monotonic(), RESTART_SECONDS
 
     def restart_if_ended(self) -> None:
@@ -143,9 +147,10 @@ class _Node:
         self._pause = (
             min(2 * self._pause, LONGEST_PAUSE) if lived < self._pause + STABLE_SECONDS else RESTART_SECONDS
         )
-        self._message(
-            f"Flower's SuperNode ended{last_lines(self._home / 'supernode.log', 3)}; it is started again"
-        )
+        host, _, port = self._options.server.rpartition(":")
+        problem = connection_problem(host, int(port), self._options.security)
+        reason = f"; {problem}" if problem else last_lines(self._options.folder / FLOWER / "supernode.log", 3)
+        self._message(f"Flower's SuperNode ended{reason}; it is started again")
         stop(self._process)
         self._process, self._begun = self._start(), time.monotonic()
 
