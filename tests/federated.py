@@ -177,14 +177,14 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def superlink_of(run: FederatedRun) -> int:
-    """Return the process of the SuperLink that a server started."""
-    for pid in descendants(run.processes["server"].pid):
+def flower_process(run: FederatedRun, side: str, name: str) -> int:
+    """Return a process of Flower, such as flower-superlink, that the server or a site started."""
+    for pid in descendants(run.processes[side].pid):
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        at = next((k for k, word in enumerate(words) if word.endswith(b"flower-superlink")), -1)
+        at = next((k for k, word in enumerate(words) if word.endswith(name.encode())), -1)
         if at in (0, 1):  # 1 behind an interpreter, not behind end_with_parent.py
             return pid
-    raise AssertionError("no SuperLink runs")
+    raise AssertionError(f"no {name} runs")

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.federated import FederatedRun, require_equal, superlink_of, undisturbed
+from tests.federated import FederatedRun, flower_process, require_equal, undisturbed
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,7 +39,7 @@ def test_a_killed_site_comes_back(tmp_path: Path, experiment: Path) -> None:
 def test_a_killed_superlink_is_started_again(tmp_path: Path, experiment: Path) -> None:
     with FederatedRun(tmp_path, experiment, {"north": "0", "south": "1"}) as run:
         run.after_round(2)
-        os.kill(superlink_of(run), signal.SIGKILL)
+        os.kill(flower_process(run, "server", "flower-superlink"), signal.SIGKILL)
         assert run.wait() == [0, 0, 0], run.told()
         require_equal(run, experiment)
         assert "it is started again" in run.told("server")
