@@ -130,7 +130,9 @@ def open_federation(
         flower_link(port, security, folder, message) as link,
     ):
         begin = _begin_message(experiment, own_data=own_data)
-        yield Federation(link, begin, experiment.scenario.clients, terms, note, own_data=own_data)
+        methods = [name for name in experiment.methods if experiment.method(name).federated]
+        clients = experiment.scenario.clients
+        yield Federation(link, begin, clients, terms, note, own_data=own_data, methods=methods)
 
 
 @contextmanager
