@@ -105,9 +105,10 @@ class FederatedRun:
             )
 
     def wait(self) -> list[int]:
-        """Wait until all have ended, and return their exit codes, the server's first."""
-        order = sorted(self.processes, key=lambda name: name != "server")
-        return [self.processes[name].wait(PATIENCE) for name in order]
+        """Wait until all have ended, and return their exit codes, the server's first; its alone if it failed."""
+        code = self.processes["server"].wait(PATIENCE)
+        sites = [] if code else [name for name in self.processes if name != "server"]
+        return [code, *(self.processes[name].wait(PATIENCE) for name in sites)]
 
     def told(self, name: str = "") -> str:
         """Return what one of them wrote, or all."""

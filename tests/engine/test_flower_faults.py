@@ -101,25 +101,27 @@ def fill(place: Path) -> Path:
 @pytest.mark.parametrize("whole", [False, True], ids=["the process", "the process and Flower's"])
 def test_a_stopped_site_is_late_and_takes_part_again(tmp_path: Path, tiny_model: Path, whole: bool) -> None:
     """It misses the deadline, what it sends later is recorded and not counted, and it is asked again."""
-    experiment = undisturbed(tmp_path, tiny_model, 12)
-    terms = ["--deadline", "20", "--quorum", "1"]
+    experiment = undisturbed(tmp_path, tiny_model, 8)
+    terms = ["--deadline", "45", "--quorum", "1", "--policy", "wait"]
     with FederatedRun(tmp_path, experiment, SITES, terms) as run:
         run.after_round(1)
         south = run.processes["south"].pid
         stopped = descendants(south) if whole else [south]
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
-        run.until(lambda: run.events("round")[-1].get("missing"))
-        (missing,) = run.events("round")[-1]["missing"]
-        assert missing == {"client": 1, "reason": "site south did not answer within 20 seconds"}
+        reason = {"client": 1, "reason": "site south did not answer within 45 seconds"}
+        run.until(lambda: [one for one in run.events("round") if reason in one["missing"]])
+        missed = run.events("round")[-1]["round"]
         for pid in stopped:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         assert run.wait() == [0, 0, 0], run.told()
-        assert [one for one in run.events("late") if one["site"] == "south"], run.told()
+        assert "south" in [one["site"] for one in run.events("late")]
         rounds = run.events("round")
-        assert [one["round"] for one in rounds] == list(range(12)), "each round counts once"
-        assert not rounds[-1].get("missing"), "it takes part again"
+        assert [one["round"] for one in rounds] == list(range(8)), "each round counts once"
+        answered = [one["round"] for one in rounds if 1 in [client["client"] for client in one["clients"]]]
+        assert missed not in answered
+        assert answered[-1] > missed, "it takes part again"
 
 
 @pytest.mark.parametrize("full", ["south", "server"])
