@@ -64,7 +64,7 @@ def _kind(pid: int, side: int, name: str) -> str:
     if pid == side:
         return "fedloom server" if name == "server" else "fedloom site"
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    programs = [Path(word).name.removesuffix(".py") for word in words[:4]]
+    programs = [Path(word).name.removesuffix(".py") for word in words[:6]]
     return next((role for role in ROLES if role in programs), programs[0] or "ended")
 
 

@@ -58,7 +58,7 @@ time_t time(time_t *place) {
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    return undisturbed(tmp_path_factory.mktemp("faults"), tiny_model, 6)
+    return undisturbed(tmp_path_factory.mktemp("faults"), tiny_model, 4)
 
 
 def shifted_clock(folder: Path, seconds: int) -> list[str]:
@@ -130,7 +130,7 @@ def test_a_full_disk_ends_a_side_which_goes_on_when_there_is_space(
 ) -> None:
     place = tmp_path / {"server": "there"}.get(full, full)
     with small_disk(place), FederatedRun(tmp_path, experiment, SITES) as run:
-        run.after_round(2)
+        run.after_round(1)
         filler = fill(place)
         assert run.processes[full].wait(600) == 2, run.told()
         assert "no space is left on the disk" in run.told(full)

@@ -33,7 +33,7 @@ SILENCE = 60.0
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    return undisturbed(tmp_path_factory.mktemp("network"), tiny_model, 4)
+    return undisturbed(tmp_path_factory.mktemp("network"), tiny_model, 3)
 
 
 @pytest.mark.parametrize("faults", [{"delay": 2.0}, {"broken": 0.3}], ids=str)
