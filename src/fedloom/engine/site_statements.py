@@ -135,5 +135,6 @@ def _is_profile(value: object) -> bool:
 
 
 def _is_score(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or (number and -LARGEST_SCORE <= value <= LARGEST_SCORE)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return -LARGEST_SCORE <= value <= LARGEST_SCORE  # which no NaN is
+    return value is None
