@@ -167,24 +167,20 @@ def test_sites_that_differ_are_refused_and_named(tmp_path: Path, experiment: Pat
         require_equal(run, experiment)
 
 
-def test_without_keys_no_clock_matters(tmp_path: Path, experiment: Path) -> None:
-    """One site is a day ahead, and one a day behind."""
-    around = {"north": shifted_clock(tmp_path, 86400), "south": shifted_clock(tmp_path, -86400)}
+def test_clocks_that_differ_by_minutes_change_nothing(tmp_path: Path, experiment: Path) -> None:
+    """Flower accepts a site whose clock is up to 305 seconds behind."""
+    around = {"south": shifted_clock(tmp_path, -200)}
     with FederatedRun(tmp_path, experiment, SITES, around=around) as run:
         assert run.wait() == [0, 0, 0], run.told()
         require_equal(run, experiment)
 
 
-def test_with_keys_a_clock_that_is_off_is_named_and_the_others_go_on(
+def test_a_clock_that_is_off_is_named_and_the_site_joins_when_it_is_set(
     tmp_path: Path, experiment: Path
 ) -> None:
-    """Flower refuses what is signed in the future; the site's message names the clock. It is set, and the site joins."""
-    from fedloom.engine.federation_keys import make_keys
-
-    keys = tmp_path / "keys"
-    make_keys(keys, [], list(SITES))
+    """Flower refuses what is signed in the future, with and without keys of fedloom; the site's message names the clock."""
     around = {"south": shifted_clock(tmp_path, 3600)}
-    with FederatedRun(tmp_path, experiment, SITES, keys=keys, around=around) as run:
+    with FederatedRun(tmp_path, experiment, SITES, around=around) as run:
         run.until(lambda: "clock is 1:00:0" in run.told("south") or "clock is 0:59:5" in run.told("south"))
         assert run.kill("south", signal.SIGTERM) == 143
         around.clear()

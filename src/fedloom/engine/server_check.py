@@ -53,7 +53,7 @@ def connection_problem(host: str, port: int, security: Security) -> str | None:
     if not answer.status:
         tls = "without TLS" if security.plain else "with TLS"
         return f"{host}:{port} does not answer {tls} as a server of fedloom does"
-    if security.plain or answer.ahead is None or -BEHIND < answer.ahead < AHEAD:
+    if answer.ahead is None or -BEHIND < answer.ahead < AHEAD:
         return None
     difference = timedelta(seconds=round(abs(answer.ahead)))
     return (
@@ -79,7 +79,7 @@ def check_server(host: str, port: int, security: Security) -> list[tuple[bool, s
     checks = [
         (
             status != 403,
-            f"{host}:{port} is reached{'' if security.plain else ', its certificate is trusted, and the clocks agree'}",
+            f"{host}:{port} is reached, {'' if security.plain else 'its certificate is trusted, '}and the clocks agree",
         )
     ]
     for path in HIDDEN:
