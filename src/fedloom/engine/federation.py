@@ -10,13 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fedloom.client.site import Profile, Question
 from fedloom.engine.in_process import ignore
 from fedloom.engine.participation import JoinedSite, WaitingTerms
-from fedloom.engine.remote_site import answers_from_plain, question_to_bytes
+from fedloom.engine.remote_site import question_to_bytes
 from fedloom.engine.rounds import Backend
+from fedloom.engine.site_statements import read_answers, read_joined, read_judged, read_scores, read_statement
 from fedloom.engine.site_transport import (
     Reply,
     SiteRequest,
@@ -30,7 +32,7 @@ from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.tasks.score_answers import Answers
-from fedloom.wire.messages import Answer, Assignment, Missing, Update, answer_from_bytes
+from fedloom.wire.messages import Answer, Assignment, Missing, Update
 from fedloom.wire.site_messages import SiteMessage
 
 TRIES = 3
@@ -57,6 +59,7 @@ class Federation:
         terms: How long the server waits.
         note: Called with the kind and the figures of each event at sites.
         own_data: Whether each site brings data of its own, and is one client.
+        methods: The methods for which a site states profiles of its clients.
         now: Returns seconds since any fixed point; they do not depend on the time of day.
         pause: Waits for a number of seconds.
         sites: Name → site that has joined.
@@ -68,6 +71,7 @@ class Federation:
     terms: WaitingTerms
     note: Callable[[str, Mapping[str, Any]], None]
     own_data: bool = False
+    methods: Sequence[str] = ()
     now: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
     sites: dict[str, JoinedSite] = field(default_factory=dict[str, JoinedSite])
@@ -77,6 +81,7 @@ class Federation:
     _joining: dict[str, int] = field(default_factory=dict[str, int])
     _names: Mapping[int, str] = field(default_factory=dict[int, str])
     _known: set[int] = field(default_factory=set[int])
+    _refused: dict[int, str] = field(default_factory=dict[int, str])
     _sent: dict[str, SiteRequest] = field(default_factory=dict[str, SiteRequest])
     _nodes_read: float = float("-inf")
 
@@ -162,11 +167,15 @@ class Federation:
                 requests.append(SiteRequest(site, clients, SiteMessage("answer", {}, parts).to_bytes()))
         answers = dict[int, Answers]()
         for number, reply, reason in self._answers(requests, "answer"):
-            if reply is None:
+            judged, reason = (
+                (None, reason)
+                if reply is None
+                else read_statement(partial(read_judged, count=len(places[number])), reply.head)
+            )
+            if judged is None:
                 raise UserError(
                     f"site {requests[number].site} did not answer about its clients' models: {reason}"
                 )
-            judged = [answers_from_plain(one) for one in reply.head["judged"]]
             answers |= dict(zip(places[number], judged, strict=True))
         rest = [place for place in range(len(questions)) if place not in answers]
         if rest:
@@ -188,9 +197,8 @@ class Federation:
         scores = dict[str, Mapping[str, Any]]()
         for number, reply, reason in self._answers(requests, "evaluate"):
             site = requests[number].site
-            values = (
-                {"reason": reason} if reply is None else {k: v for k, v in reply.head.items() if k != "site"}
-            )
+            found, reason = (None, reason) if reply is None else read_statement(read_scores, reply.head)
+            values = {"reason": reason} if found is None else found
             scores[site] = values
             self.note("site evaluation", {"site": site, "method": about.method, "part": about.test, **values})
         return scores
@@ -229,22 +237,13 @@ class Federation:
         requests, round = site_requests(kind, head, assignments, self._site_of_client())
         left = {number: set(request.clients) for number, request in enumerate(requests)}
         for number, reply, reason in self._answers(requests, f"{kind} {round}"):
-            for answer in self._read(reply, requests[number]) if reply is not None else ():
+            clients = requests[number].clients
+            for answer in read_answers(reply, clients, self._needed) if reply is not None else ():
                 if answer.client in left[number]:
                     left[number].remove(answer.client)
                     yield answer
             for client in sorted(left.pop(number)):
                 yield Missing(client, reason or "its site did not answer for it")
-
-    def _read(self, reply: SiteMessage, request: SiteRequest) -> Iterator[Answer]:
-        for client, part in zip(request.clients, reply.parts, strict=False):
-            try:
-                answer = answer_from_bytes(part, self._needed)
-                if answer.client != client:
-                    raise ValueError(f"it answered as client {answer.client}")
-                yield answer
-            except ValueError as error:
-                yield Missing(client, f"its site's answer could not be read: {error}")
 
     def _answers(
         self, requests: Sequence[SiteRequest], group: str
@@ -355,19 +354,22 @@ class Federation:
 
     def _joined(self, node: int, reply: Reply) -> None:
         """Add a site, or note the reason why it cannot take part."""
-        message, reason = read_reply(reply)
-        if message is None or message.kind != "joined":
-            why = reason if message is None else str(message.head.get("reason"))
-            self.note(
-                "site refused", {"site": str(message.head.get("site", "")) if message else "", "reason": why}
-            )
-            if message is None:  # its process may have been starting
+        message, why = read_reply(reply)
+        site, before = None, None
+        if message is not None and message.kind == "joined":
+            read = partial(read_joined, node=node, methods=self.methods, own_data=self.own_data)
+            site, why = read_statement(read, message.head)
+            before = self.sites.get(site.name) if site else None
+            why = (self._why_unfit(site, before) or "") if site else why
+        elif message is not None:
+            why = str(message.head.get("reason"))
+        if site is None or why:
+            name = str(message.head.get("site", "")) if message else self._names.get(node, "")
+            if self._refused.get(node) != why:
+                self.note("site refused", {"site": name, "reason": why})
+            self._refused[node] = why
+            if reply.error is not None:  # its process may have been starting
                 self._known.discard(node)
-            return
-        head, before = message.head, self.sites.get(message.head["site"])
-        site = JoinedSite.of(node, head)
-        if why := self._why_unfit(site, before):
-            self.note("site refused", {"site": site.name, "reason": why})
             return
         if before is not None and self.own_data:
             site.clients = before.clients

@@ -143,7 +143,7 @@ class FlowerLink:
             try:
                 self.open()
                 return
-            except (UserError, subprocess.TimeoutExpired):
+            except UserError:
                 if attempt == STARTS - 1:
                     raise
                 time.sleep(2.0**attempt)

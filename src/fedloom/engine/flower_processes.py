@@ -41,8 +41,8 @@ OWN_USER_ONLY = (sys.executable, "-P", "-m", own_user_only.__name__)
 PORTS = range(20000, 32768)
 """Ports that systems give to processes only if these ask for them by number."""
 
-START_SECONDS = 60.0
-"""Seconds within which a process of Flower must start."""
+START_SECONDS = 180.0
+"""Seconds within which a process of Flower must start, also on a busy machine."""
 
 POLL = 0.05
 
@@ -253,15 +253,22 @@ def submit(port: int, security: Security, path: str, home: Path) -> str:
 
 
 def flwr(arguments: Sequence[str], home: Path) -> str:
-    """Run a command of Flower, and return its output as JSON."""
-    done = subprocess.run(
-        ["flwr", *arguments, "--format", "json"],
-        env=environment(home),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=START_SECONDS,
-        check=False,
-    )
+    """Run a command of Flower, and return its output as JSON.
+
+    Raises:
+        UserError: It did not end in time.
+    """
+    try:
+        done = subprocess.run(
+            ["flwr", *arguments, "--format", "json"],
+            env=environment(home),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=START_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"`flwr {arguments[0]}` did not end within {START_SECONDS:g} seconds") from None
     return (done.stdout or done.stderr).decode(errors="replace")
 
 

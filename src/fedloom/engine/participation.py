@@ -43,9 +43,3 @@ class JoinedSite:
     profiles: Mapping[str, Sequence[Sequence[Any]]]
     counts: Mapping[str, int]
     validation: Mapping[str, int]
-
-    @classmethod
-    def of(cls, node: int, head: Mapping[str, Any]) -> JoinedSite:
-        """Return the site that a node is, from the values with which it joins."""
-        counts, validation = head.get("counts", {}), head.get("validation", {})
-        return cls(head["site"], node, tuple(head["clients"]), head["profiles"], counts, validation)

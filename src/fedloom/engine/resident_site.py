@@ -22,7 +22,7 @@ from fedloom.engine.client_order import SILENT
 from fedloom.engine.remote_site import answers_to_plain, question_from_bytes
 from fedloom.engine.rounds import Backend
 from fedloom.params import Layout
-from fedloom.system.errors import UserError, client_failure
+from fedloom.system.errors import UserError, client_failure, user_errors
 from fedloom.system.timing import Clock
 from fedloom.wire.messages import Assignment, Missing
 from fedloom.wire.site_messages import SiteMessage, receive_bytes, send_bytes
@@ -83,7 +83,11 @@ class ResidentSite:
     _last: tuple[bytes, bytes] = (b"", b"")
 
     def answer(self, content: bytes) -> bytes:
-        """Return the answer to a message; errors are answers, too."""
+        """Return the answer to a message; errors are answers, too.
+
+        Raises:
+            UserError: The answer cannot be written to the list of what left.
+        """
         digest = hashlib.sha256(content).digest()
         if self._last[0] == digest:
             return self._last[1]
@@ -96,7 +100,8 @@ class ResidentSite:
             self.message(f"refused what the server asked: {reason}")
             request, answer = SiteMessage(""), SiteMessage("refused", {"site": self.name, "reason": reason})
             run = None
-        self.log_departure(request, answer, self._run or run)
+        with user_errors():  # what cannot be listed does not leave, and the site ends
+            self.log_departure(request, answer, self._run or run)
         if answer.kind == "refused":
             return answer.to_bytes()
         reply = answer.to_bytes()

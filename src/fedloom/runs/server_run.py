@@ -23,9 +23,10 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.runs.run_context import RemoteSites, RunContext
 from fedloom.runs.run_folder import FLOWER, RESULT, folder_state
 from fedloom.runs.run_identity import contents_of
+from fedloom.runs.run_lock import lock_folder
 from fedloom.runs.run_setup import current_identity
 from fedloom.runs.single_run import Result, run_experiment
-from fedloom.runs.site_setup import algorithm_of
+from fedloom.runs.site_setup import algorithm_of, trains_at_sites
 from fedloom.runs.train_in_backend import local_backend
 from fedloom.scenarios.declared_examples import blank_examples, clients_by_site
 from fedloom.system.errors import UserError
@@ -165,11 +166,16 @@ def open_federation(
     identity, trust = (None, None) if security.plain else _tls_contexts(security)
     front = filtering_proxy(address.host, address.port, port, identity, trust)
     with (
+        lock_folder(folder),
         nullcontext() if running else front,
         flower_link(port, security, folder, message, running=running) as link,
     ):
         begin = begin_message(experiment, own_data=own_data)
-        yield Federation(link, begin, experiment.scenario.clients, terms, note, own_data=own_data)
+        methods = [
+            name for name in experiment.methods if trains_at_sites(experiment.method(name), own_data=own_data)
+        ]
+        clients = experiment.scenario.clients
+        yield Federation(link, begin, clients, terms, note, own_data=own_data, methods=methods)
 
 
 @contextmanager

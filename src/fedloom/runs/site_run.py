@@ -20,6 +20,7 @@ from fedloom.data import load_data
 from fedloom.engine.flower_processes import Security, last_lines, require_flower, stop, supernode
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.resident_site import RUN_OVER, OpenRun, ResidentSite, listen, serve
+from fedloom.engine.server_check import connection_problem
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
 from fedloom.models.text_only import without_images
@@ -27,6 +28,7 @@ from fedloom.runs.left_this_site import DepartureLog, noise_at_site
 from fedloom.runs.modality_slices import slices_of
 from fedloom.runs.run_folder import FLOWER
 from fedloom.runs.run_identity import contents_of
+from fedloom.runs.run_lock import lock_folder
 from fedloom.runs.run_setup import current_identity, open_own_site, open_site
 from fedloom.runs.site_permissions import require_allowed, require_reportable
 from fedloom.runs.site_setup import trains_at_sites
@@ -97,11 +99,12 @@ def run_site(options: SiteOptions, message: Callable[[str], None]) -> None:
         message: Shows a line of text.
 
     Raises:
-        UserError: Flower is not installed, or its SuperNode does not run.
+        UserError: Flower is not installed, its SuperNode does not run, or another process uses the site's folder.
     """
     require_flower()
     _read_allow(options)  # so that a mistake in it is reported before the first request
-    with listen(options.socket) as (listener, socket):
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(options.folder), listen(options.socket) as (listener, socket):
         over = list[bool]()
 
         def show(text: str) -> None:
@@ -140,9 +143,13 @@ class _Node:
     """A SuperNode that is restarted whenever it ends."""
 
     def __init__(
-        self, start: Callable[[], subprocess.Popen[bytes]], home: Path, message: Callable[[str], None]
+        self,
+        start: Callable[[], subprocess.Popen[bytes]],
+        server: str,
+        options: SiteOptions,
+        message: Callable[[str], None],
     ) -> None:
-        self._start, self._home, self._message = start, home, message
+        self._start, self._server, self._options, self._message = start, server, options, message
         self._process, self._begun, self._pause = start(), time.monotonic(), RESTART_SECONDS
 
     def restart_if_ended(self) -> None:
@@ -153,9 +160,10 @@ class _Node:
         self._pause = (
             min(2 * self._pause, LONGEST_PAUSE) if lived < self._pause + STABLE_SECONDS else RESTART_SECONDS
         )
-        self._message(
-            f"Flower's SuperNode ended{last_lines(self._home / 'supernode.log', 3)}; it is started again"
-        )
+        host, _, port = self._server.rpartition(":")
+        problem = connection_problem(host, int(port), self._options.security)
+        reason = f"; {problem}" if problem else last_lines(self._options.folder / FLOWER / "supernode.log", 3)
+        self._message(f"Flower's SuperNode ended{reason}; it is started again")
         stop(self._process)
         self._process, self._begun = self._start(), time.monotonic()
 
@@ -166,7 +174,8 @@ class _Node:
 
 def _started_node(options: SiteOptions, server: str, socket: str, message: Callable[[str], None]) -> _Node:
     home = options.folder / FLOWER
-    return _Node(partial(supernode, server, options.security, {"socket": socket}, home), home, message)
+    start = partial(supernode, server, options.security, {"socket": socket}, home)
+    return _Node(start, server, options, message)
 
 
 def _between_messages(
