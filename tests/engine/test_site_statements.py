@@ -126,7 +126,7 @@ def test_scores_that_are_nonsense_are_those_of_no_site(wrong: str) -> None:
     for node, head in ((11, good), (12, WRONG_SCORES[wrong])):
         answer = stating({"site": "x", **head}, "answered")
         mail.nodes_there[node].answer = lambda content, answer=answer: answer  # type: ignore[method-assign]
-    found = there.evaluate(Question("fedavg", 0, start_of()))
+    found = there.evaluate({None: Question("fedavg", 0, start_of())})
     assert found["north"] == good == read_scores(good)
     assert "what it states cannot be used: " in found["south"]["reason"]
 

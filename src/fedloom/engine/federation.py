@@ -178,8 +178,8 @@ class Federation:
                 )
             answers |= dict(zip(places[number], judged, strict=True))
         rest = [place for place in range(len(questions)) if place not in answers]
-        if rest:
-            answers |= dict(zip(rest, self._here.answer([questions[place] for place in rest]), strict=True))
+        here = self._here.answer([questions[place] for place in rest]) if rest else []
+        answers |= dict(zip(rest, here, strict=True))
         return [answers[place] for place in range(len(questions))]
 
     def evaluate(self, questions: Mapping[int | None, Question]) -> dict[str, Mapping[str, Any]]:
@@ -191,16 +191,17 @@ class Federation:
         Returns:
             Site → the number of examples and the scores, or under "reason" why there are none.
         """
-        clients = {name: self.sites[name].clients for name in sorted(self.sites)}
-        requests = evaluation_requests(questions, clients)
+        requests = evaluation_requests(
+            questions, {name: self.sites[name].clients for name in sorted(self.sites)}
+        )
         about = next(iter(questions.values()))
         scores = dict[str, Mapping[str, Any]]()
         for number, reply, reason in self._answers(requests, "evaluate"):
             site = requests[number].site
-            found, reason = (None, reason) if reply is None else read_statement(read_scores, reply.head)
-            values = {"reason": reason} if found is None else found
-            scores[site] = values
-            self.note("site evaluation", {"site": site, "method": about.method, "part": about.test, **values})
+            values, reason = (None, reason) if reply is None else read_statement(read_scores, reply.head)
+            scores[site] = {"reason": reason} if values is None else values
+            figures = {"site": site, "method": about.method, "part": about.test, **scores[site]}
+            self.note("site evaluation", figures)
         return scores
 
     @property
@@ -217,8 +218,8 @@ class Federation:
         """Tell every site that the run is over, and wait for confirmation for at most `LEAVE_SECONDS`."""
         end, content = self.now() + LEAVE_SECONDS, SiteMessage("end").to_bytes()
         try:
-            there = [one.node for one in self.sites.values() if one.node is not None]
-            left = [self.transport.send(node, content, "end") for node in there]
+            nodes = [one.node for one in self.sites.values()]
+            left = [self.transport.send(node, content, "end") for node in nodes if node is not None]
             while (names := [name for name in left if name is not None]) and self.now() < end:
                 done = {reply.message for reply in self.transport.collect(names)}
                 left = [name for name in names if name not in done]
