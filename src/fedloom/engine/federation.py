@@ -15,7 +15,7 @@ from typing import Any
 
 from fedloom.client.site import Profile, Question
 from fedloom.engine.in_process import ignore
-from fedloom.engine.participation import JoinedSite, WaitingTerms
+from fedloom.engine.participation import JoinedSite, WaitingTerms, clients_at, unfit
 from fedloom.engine.remote_site import question_to_bytes
 from fedloom.engine.rounds import Backend
 from fedloom.engine.site_statements import read_answers, read_joined, read_judged, read_scores, read_statement
@@ -106,7 +106,7 @@ class Federation:
     def _missing(self) -> str | None:
         if self.own_data:
             return None if len(self.sites) >= self.clients else f"fewer than {self.clients} sites have"
-        missing = sorted(set(range(self.clients)) - set(self._site_of_client()))
+        missing = sorted(set(range(self.clients)) - set(clients_at(self.sites)))
         return f"no site that holds client {missing[0]}" if missing else None
 
     def number_clients(self, clients: Mapping[str, int]) -> None:
@@ -157,7 +157,7 @@ class Federation:
         own = [(place, one) for place, one in enumerate(questions) if one.client is not None]
         if not own:
             return self._here.answer(questions)
-        requests, places, holder = list[SiteRequest](), dict[int, list[int]](), self._site_of_client()
+        requests, places, holder = list[SiteRequest](), dict[int, list[int]](), clients_at(self.sites)
         for site in self.sites:
             mine = [(place, one) for place, one in own if holder[one.client or 0] == site]
             if mine:
@@ -227,15 +227,11 @@ class Federation:
         except TransportRestarted:
             return
 
-    def _site_of_client(self) -> dict[int, str]:
-        """Return the site that holds each client."""
-        return {client: one.name for one in self.sites.values() for client in one.clients}
-
     def _ask_clients(
         self, kind: str, head: Mapping[str, Any], assignments: Iterable[Assignment]
     ) -> Iterator[Answer]:
         """Send assignments to the sites of their clients; yield an answer for each client."""
-        requests, round = site_requests(kind, head, assignments, self._site_of_client())
+        requests, round = site_requests(kind, head, assignments, clients_at(self.sites))
         left = {number: set(request.clients) for number, request in enumerate(requests)}
         for number, reply, reason in self._answers(requests, f"{kind} {round}"):
             clients = requests[number].clients
@@ -361,7 +357,14 @@ class Federation:
             read = partial(read_joined, node=node, methods=self.methods, own_data=self.own_data)
             site, why = read_statement(read, message.head)
             before = self.sites.get(site.name) if site else None
-            why = (self._why_unfit(site, before) or "") if site else why
+            why = (
+                (
+                    unfit(site, self.sites, self._names.get(node, ""), self.clients, own_data=self.own_data)
+                    or ""
+                )
+                if site
+                else why
+            )
         elif message is not None:
             why = str(message.head.get("reason"))
         if site is None or why:
@@ -376,20 +379,6 @@ class Federation:
             site.clients = before.clients
         self.sites[site.name] = site
         self.note("site joined", {"site": site.name, "clients": list(site.clients), **site.counts})
-
-    def _why_unfit(self, site: JoinedSite, before: JoinedSite | None) -> str | None:
-        """Return the reason why a site cannot take part, or None."""
-        if (registered := self._names.get(site.node or 0)) and registered != site.name:
-            return f"its key is that of site {registered}"
-        if self.own_data:
-            if before is None and len(self.sites) >= self.clients:
-                return f"{self.clients} other sites take part already"
-            if before is not None and (before.counts, before.validation) != (site.counts, site.validation):
-                return "it came back with other data"
-            return None
-        others = {client: name for client, name in self._site_of_client().items() if name != site.name}
-        taken = sorted(set(others) & set(site.clients))
-        return f"client {taken[0]} is at site {others[taken[0]]}" if taken else None
 
     def _forget_sent(self) -> None:
         """Forget which nodes got which requests, so that all sites join again and get their open requests again."""
