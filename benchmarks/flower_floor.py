@@ -1,12 +1,14 @@
-"""Measure the time of a round over Flower, and the share that is Flower's own: `python -m benchmarks.flower_floor SITES [MEGABYTES]`.
+"""Measure the time of a round over Flower, and the share that is Flower's own: `python -m benchmarks.flower_floor 2,5,10 [MEGABYTES]`.
 
 Rounds of messages that sites' apps answer at once take turns with rounds of messages that go to the sites' resident
-processes and back, in one run, so that both meet the same machine. Prints seconds a round as JSON.
+processes and back, in one run, so that both meet the same machine. Prints a line of JSON with seconds a round for each number
+of sites. `federation_costs.py` measures bytes, memory and the time to go on after faults.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import statistics
 import sys
@@ -48,6 +50,7 @@ def main(sites: int, megabytes: float) -> None:
             json.dumps(
                 {
                     "sites": sites,
+                    "load": round(os.getloadavg()[0], 1),
                     "megabytes": megabytes,
                     **{action: [round(one, 2) for one in found[1:]] for action, found in taken.items()},
                     "median": {
@@ -80,4 +83,5 @@ def _answering(site: ResidentSite, listener: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 4.0)
+    for number in sys.argv[1].split(","):
+        main(int(number), float(sys.argv[2]) if len(sys.argv) > 2 else 4.0)

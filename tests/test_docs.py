@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import json
+import os
 import pkgutil
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +25,7 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom.cli.run_commands import app
+from fedloom.engine.flower_processes import free_port
 from fedloom.models.load_model import load_vlm
 from fedloom.params import Layout, Params
 from fedloom.plugins.plugins import read_plugin
@@ -239,3 +243,56 @@ def test_the_family_of_the_guide_gives_the_logits_of_the_stock_model(guide: tupl
         expected = vlm.model(input_ids=ids, pixel_values=pixels).logits
     torch.testing.assert_close(vlm.family.head(vlm.model, states), expected)
     assert not torch.allclose(expected, vlm.model(input_ids=ids, pixel_values=0 * pixels).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("flwr") is None,
+    reason="Flower is not installed; `pip install 'fedloom[flower]'`",
+)
+def test_the_tutorial_about_sites_runs_as_it_stands(tmp_path: Path) -> None:
+    """Its files are saved and its commands run by a shell, with another port, since its own may be in use."""
+    page, commands = ROOT / "docs/tutorial-sites.md", tmp_path / "bin"
+    (tmp_path / "make_sites.py").write_text(blocks(page, "python")[0])
+    (tmp_path / "sites.yaml").write_text(blocks(page, "yaml")[0])
+    commands.mkdir()
+    (commands / "fedloom").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fedloom "$@"\n')
+    (commands / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    for command in commands.iterdir():
+        command.chmod(0o755)
+    port = free_port()
+    script = "\n".join(["set -e", *blocks(page, "bash")]).replace(":8470", f":{port}")
+    script = script.replace("fedloom server ", f"fedloom server --listen 127.0.0.1:{port} ")
+    path = os.pathsep.join([str(commands), os.environ.get("PATH", os.defpath)])
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "runs/sites/report.html").read_text()
+    assert "Scores at each site" in report, done.stderr
+    assert "global test set" not in report
+    scores = json.loads((tmp_path / "runs/sites/result.json").read_text())["scores"]
+    assert [*scores] == ["zero-shot", "local", "fedavg", "fedavg+ditto"]
+    for of_method in scores.values():
+        assert {site: one["examples"] for site, one in of_method["sites"].items()} == {
+            "east": 20,
+            "north": 20,
+            "west": 20,
+        }
+        assert [*of_method["sites"]["east"]["scores"]] == ["accuracy", "tasks"]
+        assert len(of_method["sites"]["west"]["scores"]) > 2
+    for site in ("north", "east", "west"):
+        assert f"What left {site}" in (tmp_path / "sites" / site / "left-this-site.html").read_text()
+        assert (tmp_path / "sites" / site / "adapters/fedavg+ditto/adapter_model.safetensors").exists()
+    plan = json.loads((tmp_path / "runs/sites/plan.json").read_text())["clients"]
+    assert {row["group"]: (row["both"], row["image_only"], row["text_only"]) for row in plan} == {
+        "north": (60, 0, 0),
+        "east": (0, 60, 0),
+        "west": (0, 0, 60),
+    }

@@ -20,7 +20,7 @@ from fedloom.config.schema import Scenario
 from fedloom.engine.flower_processes import Security
 from fedloom.experiment.experiment import Experiment
 from fedloom.params import Layout, Params, Part
-from fedloom.runs.left_this_site import DepartureLog
+from fedloom.runs.left_this_site import DepartureLog, noise_at_site
 from fedloom.runs.site_permissions import require_allowed, require_reportable
 from fedloom.runs.site_run import SiteOptions, read_experiment
 from fedloom.runs.site_scores import combine_site_scores
@@ -150,7 +150,7 @@ def test_sites_with_data_of_their_own_give_the_bytes_of_pooled_data(
     assert '"kind": "site joined"' in log
 
 
-def test_a_plan_of_blanks_is_that_of_the_examples() -> None:
+def test_the_plan_of_blank_examples_is_that_of_the_real_ones() -> None:
     """By site, whatever sites are called and whatever they hold."""
     held = {"zeta": "both", "alpha": "text", "mid": "image"}
     real = [
@@ -174,7 +174,7 @@ def test_a_plan_of_blanks_is_that_of_the_examples() -> None:
     assert [len(one) for one in there.clients] == [len(one) for one in here.clients]
 
 
-def test_scores_of_sites_count_by_their_examples() -> None:
+def test_scores_of_sites_are_weighted_by_numbers_of_examples() -> None:
     """One right of one, one of three, and a site that is silent: two of four are right."""
 
     def told(examples: int, accuracy: float, **more: float) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def test_scores_of_sites_count_by_their_examples() -> None:
         combine_site_scores({"c": {"reason": "it is away"}}, ["c"])
 
 
-def test_whichever_client_a_site_is_asked_as_it_is_this_one() -> None:
+def test_a_site_holds_its_examples_whatever_its_clients_number() -> None:
     examples = [Example(str(k), "?", "!", text="so" if k % 2 else None) for k in (2, 0, 1)]
     plan = plan_with_all_examples(examples, 4)
     assert len(plan.clients) == 4
@@ -253,7 +253,7 @@ def test_all_that_left_is_listed(tmp_path: Path) -> None:
     line = json.loads((tmp_path / "left-this-site.jsonl").read_text())
     assert (line["round"], line["asked"], line["bytes"]) == (2, "train", len(answer.to_bytes()))
     assert line["sha256"] == hashlib.sha256(answer.to_bytes()).hexdigest()
-    assert line["privacy"] == {"noisy": {"sigma": 1.5}}
+    assert line["noise"] == {"noisy": {"sigma": 1.5}}
     (part,) = line["parts"]
     assert (part["client"], part["bytes"]) == (3, len(update))
     assert (part["tensors"], part["values"], part["extras"]) == ({"llm/a": [3]}, 3, {"drift": [2]})
@@ -263,6 +263,25 @@ def test_all_that_left_is_listed(tmp_path: Path) -> None:
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert "llm/a" in page
+    assert "noise of noisy: sigma 1.5" in page
+
+
+def test_the_list_names_the_noise_that_clients_add_and_no_other() -> None:
+    """DP-SGD adds noise at the client, with its defaults where the experiment sets none; DP-FedAvg adds it at the server."""
+    experiment = Experiment(
+        methods=("fedavg", "fedavg+dp", "fedavg+dp-sgd"),
+        train={"clip": None},
+        algorithms={"dp-sgd": {"noise": 0.5}, "dp": {"noise": 2.0}},
+    )
+    assert noise_at_site(experiment) == {"fedavg+dp-sgd": {"dp-sgd": {"noise": 0.5, "bound": 1.0}}}
+
+
+@pytest.mark.parametrize("asked", ["evaluate", "measure", "begin"])
+def test_only_updates_carry_noise(tmp_path: Path, asked: str) -> None:
+    log = DepartureLog(tmp_path, "north")
+    request = SiteMessage(asked, {"method": "fedavg", "round": 0})
+    log.add(request, SiteMessage("answered", {}), None, {"fedavg": {"noisy": {"sigma": 1.5}}})
+    assert json.loads((tmp_path / "left-this-site.jsonl").read_text())["noise"] == {}
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -294,7 +313,7 @@ def test_a_server_cannot_choose_what_code_a_site_loads(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_server_cannot_let_a_site_fetch_anything(tmp_path: Path) -> None:
+def test_a_server_cannot_make_a_site_download_anything(tmp_path: Path) -> None:
     experiment = Experiment.from_json(json.dumps({"model": {"path": "some/model", "network": True}}))
     options = SiteOptions("north", tmp_path, "127.0.0.1:1", Security(), (0,), model="/models/mine")
     found = read_experiment(options, begun(experiment))
@@ -302,7 +321,7 @@ def test_a_server_cannot_let_a_site_fetch_anything(tmp_path: Path) -> None:
     assert found.train == experiment.train
 
 
-def test_an_experiment_that_is_not_what_the_server_says_is_refused(tmp_path: Path) -> None:
+def test_an_experiment_with_another_digest_than_stated_is_refused(tmp_path: Path) -> None:
     options = SiteOptions("north", tmp_path, "127.0.0.1:1", Security(), (0,))
     with pytest.raises(UserError, match="differs from the stated one"):
         read_experiment(options, begun(Experiment(), digest=Experiment(seed=1).digest))

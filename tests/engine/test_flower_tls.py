@@ -30,7 +30,7 @@ def told(run: FederatedRun, name: str, text: str) -> None:
         time.sleep(0.2)
 
 
-def test_only_who_has_a_key_takes_part(tiny_model: Path, tmp_path: Path) -> None:
+def test_only_sites_with_a_registered_key_take_part(tiny_model: Path, tmp_path: Path) -> None:
     """A stranger has a key that is registered nowhere, another one trusts another authority, and a third takes the name
     of a site that it is not. None of them joins; the rounds are those of one process."""
     from fedloom.engine.federation_keys import make_keys

@@ -294,7 +294,7 @@ def configured(where: str, factory: Callable[..., Any], arguments: Mapping[str, 
     Raises:
         UserError: An argument is unknown, of the wrong type, or refused by the factory.
     """
-    settable = _settable(factory)
+    settable = settable_arguments(factory)
     for key, value in arguments.items():
         if key not in settable:
             raise UserError(f"{where}: {unknown_name('argument', key, list(settable))}")
@@ -309,7 +309,7 @@ def configured(where: str, factory: Callable[..., Any], arguments: Mapping[str, 
         raise UserError(f"{where}: {error}") from error
 
 
-def _settable(factory: Callable[..., Any]) -> dict[str, Any]:
+def settable_arguments(factory: Callable[..., Any]) -> dict[str, Any]:
     """Return the defaults of the arguments that an experiment may set, by name."""
     kinds: tuple[type, ...] = (bool, int, float, str, tuple)
     defaults: dict[str, Any] = {key: one.default for key, one in signature(factory).parameters.items()}

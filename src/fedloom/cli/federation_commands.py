@@ -69,6 +69,13 @@ def server(
         ),
     ] = "here",
     join: Annotated[float, typer.Option(min=1, help="Seconds within which sites must join.")] = 600.0,
+    superlink: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A SuperLink of Flower that runs on this machine; by default one is started.",
+        ),
+    ] = None,
     changes: Changes = None,
     plugins: PluginFiles = None,
     quiet: Quiet = False,
@@ -86,24 +93,36 @@ def server(
             raise UserError(
                 "--scores sites: only sites with data of their own have a test part; give --sites"
             )
-        security = security_of(host, keys, insecure, at_server=True)
+        running = None if superlink is None else parse_address(superlink, "--superlink")
+        if running is not None and not is_loopback(running[0]):
+            raise UserError(
+                f"--superlink: {running[0]} is not this machine; use 127.0.0.1 and run this command there"
+            )
+        security = security_of(running[0] if running else host, keys, insecure, at_server=True)
         experiment = load_experiment(recipe, changes or (), plugins or ())
         progress = make_progress(quiet)
         try:
             from fedloom.runs.server_run import ListenAddress, serve_experiment
 
             terms = WaitingTerms(join, deadline, quorum, policy)
-            result = serve_experiment(
-                experiment, out, progress, ListenAddress(host, port, security), terms, sites, scores
-            )
+            address = ListenAddress(host, port, security, running[1] if running else None)
+            result = serve_experiment(experiment, out, progress, address, terms, sites, scores)
         finally:
             progress.close()
         show_result(result, out, as_json)
 
 
 def site(
-    server: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The server's address.")],
     name: Annotated[str, typer.Option(help="Name of this site.")],
+    server: Annotated[
+        str | None, typer.Option("--server", metavar="HOST:PORT", help="The server's address.")
+    ] = None,
+    socket: Annotated[
+        Path | None,
+        typer.Option(
+            help="Unix socket of this site for a SuperNode of Flower that runs already, in place of --server."
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of this site's own data.")] = None,
     format: Annotated[
         str, typer.Option(help="Format of the folder, as listed by `fedloom list datasets`.")
@@ -139,8 +158,7 @@ def site(
 ) -> None:
     """Take part in a server's run with the data of this site."""
     with report_errors(debug, "the same command takes part again"):
-        host, port = parse_address(server, "--server")
-        security = security_of(host, keys, insecure, at_server=False)
+        address, security = _connection(server, socket, keys, insecure)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
             raise UserError('--name: use at most 80 letters, digits, ".", "_" and "-"')
         if (data is None) == (clients is None):
@@ -153,7 +171,7 @@ def site(
         options = SiteOptions(
             name,
             folder,
-            f"{host}:{port}",
+            address,
             security,
             _numbers(clients),
             own,
@@ -163,8 +181,33 @@ def site(
             stay,
             allow,
             tuple(plugins or ()),
+            socket,
         )
         run_site(options, _show_nothing if quiet else print_error)
+
+
+def _connection(
+    server: str | None, socket: Path | None, keys: Path | None, insecure: bool
+) -> tuple[str | None, Security]:
+    """Return the server's address and how a site's connection is secured; None for a SuperNode that is running.
+
+    Raises:
+        UserError: The options contradict each other, or name no server.
+    """
+    if (server is None) == (socket is None):
+        raise UserError(
+            "give either --server, the server's address, or --socket, for a SuperNode that is running"
+        )
+    if server is not None:
+        host, port = parse_address(server, "--server")
+        return f"{host}:{port}", security_of(host, keys, insecure, at_server=False)
+    if keys or insecure:
+        raise UserError(
+            "--socket: the SuperNode that is running has keys of its own; leave --keys and --insecure out"
+        )
+    from fedloom.engine.flower_processes import Security
+
+    return None, Security()
 
 
 def parse_address(text: str, option: str) -> tuple[str, int]:
@@ -196,13 +239,17 @@ def security_of(host: str, keys: Path | None, insecure: bool, *, at_server: bool
         from fedloom.engine.federation_keys import server_security, site_security
 
         return server_security(keys) if at_server else site_security(keys)
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    if not is_loopback(host):
         raise UserError(f"--insecure: {host} is not this machine; without TLS, only 127.0.0.1 can be used")
     return Security()
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address is that of this machine's loopback device."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def keys(

@@ -10,18 +10,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fedloom.client.site import Profile, Question
 from fedloom.engine.in_process import ignore
-from fedloom.engine.participation import JoinedSite, WaitingTerms
-from fedloom.engine.remote_site import answers_from_plain, question_to_bytes
+from fedloom.engine.participation import JoinedSite, WaitingTerms, clients_at, unfit
+from fedloom.engine.remote_site import question_to_bytes
 from fedloom.engine.rounds import Backend
+from fedloom.engine.site_statements import read_answers, read_joined, read_judged, read_scores, read_statement
 from fedloom.engine.site_transport import (
     Reply,
     SiteRequest,
     Transport,
     TransportRestarted,
+    evaluation_requests,
     read_reply,
     site_requests,
 )
@@ -29,7 +32,7 @@ from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.tasks.score_answers import Answers
-from fedloom.wire.messages import Answer, Assignment, Missing, Update, answer_from_bytes
+from fedloom.wire.messages import Answer, Assignment, Missing, Update
 from fedloom.wire.site_messages import SiteMessage
 
 TRIES = 3
@@ -56,6 +59,7 @@ class Federation:
         terms: How long the server waits.
         note: Called with the kind and the figures of each event at sites.
         own_data: Whether each site brings data of its own, and is one client.
+        methods: The methods for which a site states profiles of its clients.
         now: Returns seconds since any fixed point; they do not depend on the time of day.
         pause: Waits for a number of seconds.
         sites: Name → site that has joined.
@@ -67,6 +71,7 @@ class Federation:
     terms: WaitingTerms
     note: Callable[[str, Mapping[str, Any]], None]
     own_data: bool = False
+    methods: Sequence[str] = ()
     now: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
     sites: dict[str, JoinedSite] = field(default_factory=dict[str, JoinedSite])
@@ -76,6 +81,7 @@ class Federation:
     _joining: dict[str, int] = field(default_factory=dict[str, int])
     _names: Mapping[int, str] = field(default_factory=dict[int, str])
     _known: set[int] = field(default_factory=set[int])
+    _refused: dict[int, str] = field(default_factory=dict[int, str])
     _sent: dict[str, SiteRequest] = field(default_factory=dict[str, SiteRequest])
     _nodes_read: float = float("-inf")
 
@@ -100,7 +106,7 @@ class Federation:
     def _missing(self) -> str | None:
         if self.own_data:
             return None if len(self.sites) >= self.clients else f"fewer than {self.clients} sites have"
-        missing = sorted(set(range(self.clients)) - set(self._site_of_client()))
+        missing = sorted(set(range(self.clients)) - set(clients_at(self.sites)))
         return f"no site that holds client {missing[0]}" if missing else None
 
     def number_clients(self, clients: Mapping[str, int]) -> None:
@@ -151,7 +157,7 @@ class Federation:
         own = [(place, one) for place, one in enumerate(questions) if one.client is not None]
         if not own:
             return self._here.answer(questions)
-        requests, places, holder = list[SiteRequest](), dict[int, list[int]](), self._site_of_client()
+        requests, places, holder = list[SiteRequest](), dict[int, list[int]](), clients_at(self.sites)
         for site in self.sites:
             mine = [(place, one) for place, one in own if holder[one.client or 0] == site]
             if mine:
@@ -161,33 +167,41 @@ class Federation:
                 requests.append(SiteRequest(site, clients, SiteMessage("answer", {}, parts).to_bytes()))
         answers = dict[int, Answers]()
         for number, reply, reason in self._answers(requests, "answer"):
-            if reply is None:
+            judged, reason = (
+                (None, reason)
+                if reply is None
+                else read_statement(partial(read_judged, count=len(places[number])), reply.head)
+            )
+            if judged is None:
                 raise UserError(
                     f"site {requests[number].site} did not answer about its clients' models: {reason}"
                 )
-            judged = [answers_from_plain(one) for one in reply.head["judged"]]
             answers |= dict(zip(places[number], judged, strict=True))
         rest = [place for place in range(len(questions)) if place not in answers]
-        if rest:
-            answers |= dict(zip(rest, self._here.answer([questions[place] for place in rest]), strict=True))
+        here = self._here.answer([questions[place] for place in rest]) if rest else []
+        answers |= dict(zip(rest, here, strict=True))
         return [answers[place] for place in range(len(questions))]
 
-    def evaluate(self, question: Question) -> dict[str, Mapping[str, Any]]:
-        """Let sites score a global model on their own held-out parts.
+    def evaluate(self, questions: Mapping[int | None, Question]) -> dict[str, Mapping[str, Any]]:
+        """Let sites with data of their own score models on their own test or validation parts.
+
+        Args:
+            questions: The global model under None, or each client's own model, which stays at its site.
 
         Returns:
             Site → the number of examples and the scores, or under "reason" why there are none.
         """
-        content = SiteMessage("evaluate", {}, (question_to_bytes(question),)).to_bytes()
-        requests = [SiteRequest(name, self.sites[name].clients, content) for name in sorted(self.sites)]
+        requests = evaluation_requests(
+            questions, {name: self.sites[name].clients for name in sorted(self.sites)}
+        )
+        about = next(iter(questions.values()))
         scores = dict[str, Mapping[str, Any]]()
         for number, reply, reason in self._answers(requests, "evaluate"):
             site = requests[number].site
-            values = (
-                {"reason": reason} if reply is None else {k: v for k, v in reply.head.items() if k != "site"}
-            )
-            scores[site] = values
-            self.note("site evaluation", {"site": site, "method": question.method, **values})
+            values, reason = (None, reason) if reply is None else read_statement(read_scores, reply.head)
+            scores[site] = {"reason": reason} if values is None else values
+            figures = {"site": site, "method": about.method, "part": about.test, **scores[site]}
+            self.note("site evaluation", figures)
         return scores
 
     @property
@@ -204,8 +218,8 @@ class Federation:
         """Tell every site that the run is over, and wait for confirmation for at most `LEAVE_SECONDS`."""
         end, content = self.now() + LEAVE_SECONDS, SiteMessage("end").to_bytes()
         try:
-            there = [one.node for one in self.sites.values() if one.node is not None]
-            left = [self.transport.send(node, content, "end") for node in there]
+            nodes = [one.node for one in self.sites.values()]
+            left = [self.transport.send(node, content, "end") for node in nodes if node is not None]
             while (names := [name for name in left if name is not None]) and self.now() < end:
                 done = {reply.message for reply in self.transport.collect(names)}
                 left = [name for name in names if name not in done]
@@ -213,33 +227,20 @@ class Federation:
         except TransportRestarted:
             return
 
-    def _site_of_client(self) -> dict[int, str]:
-        """Return the site that holds each client."""
-        return {client: one.name for one in self.sites.values() for client in one.clients}
-
     def _ask_clients(
         self, kind: str, head: Mapping[str, Any], assignments: Iterable[Assignment]
     ) -> Iterator[Answer]:
         """Send assignments to the sites of their clients; yield an answer for each client."""
-        requests, round = site_requests(kind, head, assignments, self._site_of_client())
+        requests, round = site_requests(kind, head, assignments, clients_at(self.sites))
         left = {number: set(request.clients) for number, request in enumerate(requests)}
         for number, reply, reason in self._answers(requests, f"{kind} {round}"):
-            for answer in self._read(reply, requests[number]) if reply is not None else ():
+            clients = requests[number].clients
+            for answer in read_answers(reply, clients, self._needed) if reply is not None else ():
                 if answer.client in left[number]:
                     left[number].remove(answer.client)
                     yield answer
             for client in sorted(left.pop(number)):
                 yield Missing(client, reason or "its site did not answer for it")
-
-    def _read(self, reply: SiteMessage, request: SiteRequest) -> Iterator[Answer]:
-        for client, part in zip(request.clients, reply.parts, strict=False):
-            try:
-                answer = answer_from_bytes(part, self._needed)
-                if answer.client != client:
-                    raise ValueError(f"it answered as client {answer.client}")
-                yield answer
-            except ValueError as error:
-                yield Missing(client, f"its site's answer could not be read: {error}")
 
     def _answers(
         self, requests: Sequence[SiteRequest], group: str
@@ -350,40 +351,34 @@ class Federation:
 
     def _joined(self, node: int, reply: Reply) -> None:
         """Add a site, or note the reason why it cannot take part."""
-        message, reason = read_reply(reply)
-        if message is None or message.kind != "joined":
-            why = reason if message is None else str(message.head.get("reason"))
-            self.note(
-                "site refused", {"site": str(message.head.get("site", "")) if message else "", "reason": why}
+        message, why = read_reply(reply)
+        site, before = None, None
+        if message is not None and message.kind == "joined":
+            read = partial(read_joined, node=node, methods=self.methods, own_data=self.own_data)
+            site, why = read_statement(read, message.head)
+            before = self.sites.get(site.name) if site else None
+            why = (
+                (
+                    unfit(site, self.sites, self._names.get(node, ""), self.clients, own_data=self.own_data)
+                    or ""
+                )
+                if site
+                else why
             )
-            if message is None:  # its process may have been starting
+        elif message is not None:
+            why = str(message.head.get("reason"))
+        if site is None or why:
+            name = str(message.head.get("site", "")) if message else self._names.get(node, "")
+            if self._refused.get(node) != why:
+                self.note("site refused", {"site": name, "reason": why})
+            self._refused[node] = why
+            if reply.error is not None:  # its process may have been starting
                 self._known.discard(node)
-            return
-        head, before = message.head, self.sites.get(message.head["site"])
-        site = JoinedSite(
-            head["site"], node, tuple(head["clients"]), head["profiles"], head.get("counts", {})
-        )
-        if why := self._why_unfit(site, before):
-            self.note("site refused", {"site": site.name, "reason": why})
             return
         if before is not None and self.own_data:
             site.clients = before.clients
         self.sites[site.name] = site
         self.note("site joined", {"site": site.name, "clients": list(site.clients), **site.counts})
-
-    def _why_unfit(self, site: JoinedSite, before: JoinedSite | None) -> str | None:
-        """Return the reason why a site cannot take part, or None."""
-        if (registered := self._names.get(site.node or 0)) and registered != site.name:
-            return f"its key is that of site {registered}"
-        if self.own_data:
-            if before is None and len(self.sites) >= self.clients:
-                return f"{self.clients} other sites take part already"
-            if before is not None and before.counts != site.counts:
-                return "it came back with other data"
-            return None
-        others = {client: name for client, name in self._site_of_client().items() if name != site.name}
-        taken = sorted(set(others) & set(site.clients))
-        return f"client {taken[0]} is at site {others[taken[0]]}" if taken else None
 
     def _forget_sent(self) -> None:
         """Forget which nodes got which requests, so that all sites join again and get their open requests again."""

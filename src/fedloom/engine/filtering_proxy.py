@@ -12,7 +12,7 @@ import asyncio
 import re
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -24,6 +24,9 @@ HEAD = 64 * 1024
 CHUNK = 1 << 20
 HEAD_SECONDS = 30.0
 """Seconds within which a client must send the head of its request."""
+
+IDLE_SECONDS = 60.0
+"""Seconds without a byte after which a connection is given up; Flower's clients wait for an answer for at most 30."""
 
 ALLOWED = re.compile(rb"/v1/fleet/[a-z0-9-]+")
 FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x20-\x7e\x80-\xff\t]*)")
@@ -102,22 +105,33 @@ async def _pass_on(
     """Pass one request on, and its answer back."""
     up: asyncio.StreamWriter | None = None
     try:
-        try:
-            request = parse_head(await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), HEAD_SECONDS))
-        except asyncio.LimitOverrunError:
-            raise Refused(431, "Request Header Fields Too Large") from None
-        answer, up = await asyncio.open_connection("127.0.0.1", target, ssl=trust, limit=HEAD)
-        up.write(request.head)
-        if request.length is None:
-            await _pass_chunks(reader, up)
-        else:
-            await _pass_bytes(reader, up, request.length)
-        while content := await answer.read(CHUNK):
-            writer.write(content)
-            await writer.drain()
+        async with asyncio.timeout(HEAD_SECONDS) as limit:
+
+            def moved() -> None:
+                limit.reschedule(asyncio.get_running_loop().time() + IDLE_SECONDS)
+
+            try:
+                request = parse_head(await reader.readuntil(b"\r\n\r\n"))
+            except asyncio.LimitOverrunError:
+                raise Refused(431, "Request Header Fields Too Large") from None
+            moved()
+            answer, up = await asyncio.open_connection("127.0.0.1", target, ssl=trust, limit=HEAD)
+            up.write(request.head)
+            if request.length is None:
+                await _pass_chunks(reader, up, moved)
+            else:
+                await _pass_bytes(reader, up, request.length, moved)
+            while content := await answer.read(CHUNK):
+                writer.write(content)
+                await writer.drain()
+                moved()
     except Refused as refused:
         writer.write(REFUSED.format(*refused.status).encode())
-    except (OSError, EOFError, TimeoutError):  # one of the two has ended
+    except TimeoutError:  # one of the two is silent, and may not take what is left either
+        for one in (up, writer):
+            if one is not None:
+                one.transport.abort()
+    except (OSError, EOFError):  # one of the two has ended
         pass
     finally:
         for one in (up, writer):
@@ -127,7 +141,9 @@ async def _pass_on(
                     await one.wait_closed()
 
 
-async def _pass_bytes(reader: asyncio.StreamReader, up: asyncio.StreamWriter, count: int) -> None:
+async def _pass_bytes(
+    reader: asyncio.StreamReader, up: asyncio.StreamWriter, count: int, moved: Callable[[], None]
+) -> None:
     while count:
         content = await reader.read(min(count, CHUNK))
         if not content:
@@ -135,9 +151,12 @@ async def _pass_bytes(reader: asyncio.StreamReader, up: asyncio.StreamWriter, co
         count -= len(content)
         up.write(content)
         await up.drain()
+        moved()
 
 
-async def _pass_chunks(reader: asyncio.StreamReader, up: asyncio.StreamWriter) -> None:
+async def _pass_chunks(
+    reader: asyncio.StreamReader, up: asyncio.StreamWriter, moved: Callable[[], None]
+) -> None:
     """Pass on a body in chunks, up to its last one; trailers are refused."""
     while True:
         line = await reader.readuntil(b"\r\n")
@@ -145,7 +164,7 @@ async def _pass_chunks(reader: asyncio.StreamReader, up: asyncio.StreamWriter) -
             raise Refused(400, "Bad Request")
         size = int(line, 16)
         up.write(line)
-        await _pass_bytes(reader, up, size + 2 if size else 0)
+        await _pass_bytes(reader, up, size + 2 if size else 0, moved)
         if not size:
             if await reader.readexactly(2) != b"\r\n":
                 raise Refused(400, "Bad Request")

@@ -37,6 +37,7 @@ class FlowerLink:
 
     Args:
         port: The SuperLink's port on the loopback device.
+        running: Whether somebody else runs it; it is then neither started nor ended here.
         security: How its connections are secured.
         home: Folder of Flower's files.
         path: The Unix socket on which Flower's app reaches this process.
@@ -44,10 +45,16 @@ class FlowerLink:
     """
 
     def __init__(
-        self, port: int, security: Security, home: Path, path: Path, message: Callable[[str], None]
+        self,
+        port: int,
+        running: bool,
+        security: Security,
+        home: Path,
+        path: Path,
+        message: Callable[[str], None],
     ) -> None:
         self._port, self._security, self._home, self._message = port, security, home, message
-        self._path = path
+        self._running, self._path = running, path
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -59,12 +66,12 @@ class FlowerLink:
         """Start Flower, and begin a run of its app.
 
         Raises:
-            UserError: Flower does not start.
+            UserError: Flower does not start, or a SuperLink that should be running does not answer.
         """
         if self._process is not None and self._process.poll() is not None:
             stop(self._process)
             self._process = None
-        if self._process is None:
+        if self._process is None and not self._running:
             self._process = superlink(self._port, self._security, self._home)
         submit(self._port, self._security, str(self._path), self._home)
         end = time.monotonic() + START_SECONDS
@@ -75,7 +82,13 @@ class FlowerLink:
                 with connection:  # the stream keeps it open
                     self._stream = connection.makefile("rwb")
                 return
-            if time.monotonic() > end or self._process.poll() is not None:
+            ended = self._process is not None and self._process.poll() is not None
+            if self._running and time.monotonic() > end:
+                raise UserError(
+                    f"--superlink: Flower did not start the run within {START_SECONDS:g} seconds; its SuperLink must run on "
+                    "this machine, in an environment with this version of fedloom, and its log has the reason"
+                )
+            if time.monotonic() > end or ended:
                 raise UserError(f"Flower did not start the run{last_lines(self._home / 'superlink.log')}")
 
     def close(self) -> None:
@@ -130,7 +143,7 @@ class FlowerLink:
             try:
                 self.open()
                 return
-            except (UserError, subprocess.TimeoutExpired):
+            except UserError:
                 if attempt == STARTS - 1:
                     raise
                 time.sleep(2.0**attempt)
@@ -138,13 +151,13 @@ class FlowerLink:
 
 @contextmanager
 def flower_link(
-    port: int, security: Security, home: Path, message: Callable[[str], None]
+    port: int, security: Security, home: Path, message: Callable[[str], None], *, running: bool = False
 ) -> Iterator[FlowerLink]:
     """Run Flower while the block runs; see `FlowerLink`."""
     with ExitStack() as stack:
         # Paths of sockets must be short, and that of the run folder may be long.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedloom-"))
-        link = FlowerLink(port, security, home, Path(folder) / "server", message)
+        link = FlowerLink(port, running, security, home, Path(folder) / "server", message)
         stack.callback(link.close)
         link.open()
         yield link

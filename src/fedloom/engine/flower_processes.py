@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fedloom.engine import own_user_only
 from fedloom.system import end_with_parent
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_atomic
@@ -33,8 +35,14 @@ SWITCHES = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
 }
 
-START_SECONDS = 60.0
-"""Seconds within which a process of Flower must start."""
+OWN_USER_ONLY = (sys.executable, "-P", "-m", own_user_only.__name__)
+"""The beginning of a command that starts a process of Flower whose port answers only processes of this user."""
+
+PORTS = range(20000, 32768)
+"""Ports that systems give to processes only if these ask for them by number."""
+
+START_SECONDS = 180.0
+"""Seconds within which a process of Flower must start, also on a busy machine."""
 
 POLL = 0.05
 
@@ -109,10 +117,16 @@ def require_flower() -> None:
 
 
 def free_port() -> int:
-    """Return a port of the loopback device on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of the loopback device on which nothing listens.
+
+    It is drawn at random, and not by the system: seconds pass until a process of Flower listens on it, in which the system
+    could give the same port to another process.
+    """
+    for port in [PORTS[secrets.randbelow(len(PORTS))] for _ in range(100)] + [0]:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise UserError("no port of 127.0.0.1 is free")
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -162,7 +176,7 @@ def superlink(port: int, security: Security, home: Path) -> subprocess.Popen[byt
         UserError: It ended; the message has the last lines of its log.
     """
     log = home / "superlink.log"
-    command = ["flower-superlink", "--host", "127.0.0.1", "--port", str(port)]
+    command = [*OWN_USER_ONLY, "flower-superlink", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--disable-runtime-dependency-installation"]
     if security.plain:
         command += ["--insecure"]
@@ -191,7 +205,7 @@ def supernode(
         home: Folder of Flower's files.
     """
     values = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
-    command = ["flower-supernode", "--superlink", server, "--node-config", values]
+    command = [*OWN_USER_ONLY, "flower-supernode", "--superlink", server, "--node-config", values]
     command += ["--host", "127.0.0.1", "--port", str(free_port())]
     if security.plain:
         command += ["--insecure"]
@@ -239,15 +253,22 @@ def submit(port: int, security: Security, path: str, home: Path) -> str:
 
 
 def flwr(arguments: Sequence[str], home: Path) -> str:
-    """Run a command of Flower, and return its output as JSON."""
-    done = subprocess.run(
-        ["flwr", *arguments, "--format", "json"],
-        env=environment(home),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=START_SECONDS,
-        check=False,
-    )
+    """Run a command of Flower, and return its output as JSON.
+
+    Raises:
+        UserError: It did not end in time.
+    """
+    try:
+        done = subprocess.run(
+            ["flwr", *arguments, "--format", "json"],
+            env=environment(home),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=START_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"`flwr {arguments[0]}` did not end within {START_SECONDS:g} seconds") from None
     return (done.stdout or done.stderr).decode(errors="replace")
 
 

@@ -22,7 +22,7 @@ from fedloom.engine.client_order import SILENT
 from fedloom.engine.remote_site import answers_to_plain, question_from_bytes
 from fedloom.engine.rounds import Backend
 from fedloom.params import Layout
-from fedloom.system.errors import UserError, client_failure
+from fedloom.system.errors import UserError, client_failure, user_errors
 from fedloom.system.timing import Clock
 from fedloom.wire.messages import Assignment, Missing
 from fedloom.wire.site_messages import SiteMessage, receive_bytes, send_bytes
@@ -46,7 +46,7 @@ class OpenRun:
         require_allowed: Called with the assignments of clients; raises `UserError` if the site's owner does not allow one.
         replies: Whether answers to single examples may leave.
         evaluate: Scores a model on the site's own held-out part; None if it has none.
-        privacy: Method → arguments of its parts, which include noise and clipping bounds.
+        noise: Method → its parts that add noise to what clients report → their arguments.
     """
 
     backend: Backend
@@ -55,7 +55,7 @@ class OpenRun:
     require_allowed: Callable[[Sequence[Assignment]], None] = allow_all
     replies: bool = True
     evaluate: Callable[[Question], Mapping[str, Any]] | None = None
-    privacy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    noise: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
 
 Open = Callable[[SiteMessage], AbstractContextManager[OpenRun]]
@@ -83,7 +83,11 @@ class ResidentSite:
     _last: tuple[bytes, bytes] = (b"", b"")
 
     def answer(self, content: bytes) -> bytes:
-        """Return the answer to a message; errors are answers, too."""
+        """Return the answer to a message; errors are answers, too.
+
+        Raises:
+            UserError: The answer cannot be written to the list of what left.
+        """
         digest = hashlib.sha256(content).digest()
         if self._last[0] == digest:
             return self._last[1]
@@ -96,7 +100,8 @@ class ResidentSite:
             self.message(f"refused what the server asked: {reason}")
             request, answer = SiteMessage(""), SiteMessage("refused", {"site": self.name, "reason": reason})
             run = None
-        self.log_departure(request, answer, self._run or run)
+        with user_errors():  # what cannot be listed does not leave, and the site ends
+            self.log_departure(request, answer, self._run or run)
         if answer.kind == "refused":
             return answer.to_bytes()
         reply = answer.to_bytes()
@@ -165,14 +170,30 @@ class ResidentSite:
 
 
 @contextmanager
-def listen() -> Iterator[tuple[socket.socket, str]]:
-    """Listen on a Unix socket that only this user can reach; yield the socket and its path."""
+def listen(place: Path | None = None) -> Iterator[tuple[socket.socket, str]]:
+    """Listen on a Unix socket that only this user can reach; yield the socket and its path.
+
+    Args:
+        place: Its path; None for one in a temporary folder.
+
+    Raises:
+        UserError: The path cannot be used.
+    """
     with tempfile.TemporaryDirectory(prefix="fedloom-") as folder, socket.socket(socket.AF_UNIX) as listener:
-        path = str(Path(folder) / "site")
-        listener.bind(path)
-        os.chmod(path, 0o600)
+        path = str(Path(folder) / "site" if place is None else place.absolute())
+        before = os.umask(0o177)
+        try:
+            if place is not None and place.is_socket():  # of a site that was killed
+                place.unlink()
+            listener.bind(path)
+        except OSError as error:
+            raise UserError(f"--socket: {path} cannot be used: {error.strerror or error}") from None
+        finally:
+            os.umask(before)
         listener.listen()
         yield listener, path
+        with suppress(OSError):
+            os.unlink(path)
 
 
 def serve(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import http.client
 import ssl
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 
 from fedloom.engine.flower_processes import Security
 
@@ -15,7 +19,47 @@ HIDDEN = (
 )
 """Paths that no site may reach, because they allow anyone to run code at all sites."""
 
+PING = "/v1/fleet/ping"
+
 SECONDS = 10.0
+
+AHEAD, BEHIND = 5, 305
+"""Seconds by which a site's clock may be ahead of its server's, and behind it: Flower refuses what a site signed later or earlier."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A server's answer: its status, 0 if it is not HTTP, and seconds by which this clock is ahead of the server's."""
+
+    status: int
+    ahead: float | None
+
+
+def connection_problem(host: str, port: int, security: Security) -> str | None:
+    """Return why a site cannot work with a server, or None if their connection and their clocks are right.
+
+    Args:
+        host: The server's name or address.
+        port: Its port.
+        security: How the site's connection is secured.
+    """
+    try:
+        answer = _ask(host, port, security, PING)
+    except ssl.SSLError as error:
+        reason = getattr(error, "verify_message", None) or error.reason
+        return f"{host}:{port} does not show a certificate that this site trusts: {reason}"
+    except OSError as error:
+        return f"{host}:{port} cannot be reached: {error.strerror or error}"
+    if not answer.status:
+        tls = "without TLS" if security.plain else "with TLS"
+        return f"{host}:{port} does not answer {tls} as a server of fedloom does"
+    if answer.ahead is None or -BEHIND < answer.ahead < AHEAD:
+        return None
+    difference = timedelta(seconds=round(abs(answer.ahead)))
+    return (
+        f"this machine's clock is {difference} {'ahead of' if answer.ahead > 0 else 'behind'} that of the server, and may be "
+        f"at most {AHEAD} seconds ahead and {BEHIND} behind; set it, for example with NTP"
+    )
 
 
 def check_server(host: str, port: int, security: Security) -> list[tuple[bool, str]]:
@@ -29,25 +73,18 @@ def check_server(host: str, port: int, security: Security) -> list[tuple[bool, s
     Returns:
         For each check, whether it passed and its result in words.
     """
-    trust = None if security.plain else ssl.create_default_context(cafile=str(security.authority))
-    try:
-        status = _status(host, port, trust, "/v1/fleet/ping")
-    except ssl.SSLError as error:
-        return [(False, f"{host}:{port} does not show a certificate that this site trusts: {error.reason}")]
-    except OSError as error:
-        return [(False, f"{host}:{port} cannot be reached: {error.strerror or error}")]
-    if not status:
-        tls = "without TLS" if trust is None else "with TLS"
-        return [(False, f"{host}:{port} does not answer {tls} as a server of fedloom does")]
+    if problem := connection_problem(host, port, security):
+        return [(False, problem)]
+    status = _ask(host, port, security, PING).status
     checks = [
         (
             status != 403,
-            f"{host}:{port} is reached{'' if trust is None else ', and its certificate is trusted'}",
+            f"{host}:{port} is reached, {'' if security.plain else 'its certificate is trusted, '}and the clocks agree",
         )
     ]
     for path in HIDDEN:
         try:
-            status = _status(host, port, trust, path)
+            status = _ask(host, port, security, path).status
         except OSError:
             status = 403  # nothing answered
         checks.append(
@@ -56,16 +93,27 @@ def check_server(host: str, port: int, security: Security) -> list[tuple[bool, s
     return checks
 
 
-def _status(host: str, port: int, trust: ssl.SSLContext | None, path: str) -> int:
+def _ask(host: str, port: int, security: Security, path: str) -> _Answer:
     connection = (
         http.client.HTTPConnection(host, port, timeout=SECONDS)
-        if trust is None
-        else http.client.HTTPSConnection(host, port, timeout=SECONDS, context=trust)
+        if security.plain
+        else http.client.HTTPSConnection(
+            host, port, timeout=SECONDS, context=ssl.create_default_context(cafile=str(security.authority))
+        )
     )
     try:
         connection.request("POST", path, b"")
-        return connection.getresponse().status
+        answer = connection.getresponse()
+        return _Answer(answer.status, _ahead(answer.getheader("Date")))
     except http.client.HTTPException:
-        return 0
+        return _Answer(0, None)
     finally:
         connection.close()
+
+
+def _ahead(date: str | None) -> float | None:
+    """Return the seconds by which this machine's clock is ahead of the time in an answer's head."""
+    try:
+        return None if date is None else time.time() - parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return None

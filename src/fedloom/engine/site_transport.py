@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fedloom.client.site import Question
+from fedloom.engine.remote_site import question_to_bytes
 from fedloom.wire.messages import Assignment
 from fedloom.wire.site_messages import SiteMessage
 
@@ -103,3 +105,21 @@ def site_requests(
         for site, messages in parts.items()
         for some in messages
     ], round
+
+
+def evaluation_requests(
+    questions: Mapping[int | None, Question], clients: Mapping[str, tuple[int, ...]]
+) -> list[SiteRequest]:
+    """Return a request to each site to score a model on its own examples.
+
+    Args:
+        questions: The global model under None, or each client's own model.
+        clients: Site → its clients; it has one if models are clients' own.
+    """
+    requests = list[SiteRequest]()
+    for site, own in clients.items():
+        question = questions.get(None) or questions[own[0]]
+        head = {"method": question.method, "part": question.test}
+        content = SiteMessage("evaluate", head, (question_to_bytes(question),)).to_bytes()
+        requests.append(SiteRequest(site, own, content))
+    return requests

@@ -10,6 +10,7 @@ from fedloom.report.confidence_intervals import interval, margin
 from fedloom.report.federation_gain import count_clients, local_method, main_score, task_scores, worst_client
 from fedloom.report.run_results import Json, at, number
 from fedloom.report.significance import SAME
+from fedloom.report.site_scores_table import is_tested_at_sites, tested_on
 from fedloom.report.tables import base, is_federated, label, percent, signed, title
 
 
@@ -121,7 +122,7 @@ def short_findings(result: Json, names: Sequence[str] = ()) -> list[str]:
     value = number(result["scores"].get(method), main) if method else None
     if method is None or value is None:
         return []
-    sentence = f"On the global test set {label(method)} reaches {_score_name(result)}{_score_text(result, value)}{_local_clause(result)}."
+    sentence = f"On {tested_on(result)} {label(method)} reaches {_score_name(result)}{_score_text(result, value)}{_local_clause(result)}."
     return [sentence, client_sentence(result, method, names)]
 
 
@@ -142,7 +143,7 @@ def _gap_sentence(result: Json, method: str, value: float, questions: float | No
     where = (
         ", the mean of its models, one per client" if is_mean_over_clients(result["scores"][method]) else ""
     )
-    reached = f"On the global test set {name} reaches {score}{where}"
+    reached = f"On {tested_on(result)} {name} reaches {score}{where}"
     if ends is None:
         names = ("local", "centralized")
         lacking = [baseline for baseline in names if _baseline_score(result, baseline) is None]
@@ -156,7 +157,7 @@ def _gap_sentence(result: Json, method: str, value: float, questions: float | No
             f"{reached}. {between.capitalize()} is not significant on {questions:,.0f} test questions ({comparison}), so no share "
             "of it is reported."
         )
-    return f"On the global test set {name} closes {_share_text((value - local) / (central - local))} of {between}: it reaches {score}{where}, while {comparison}."
+    return f"On {tested_on(result)} {name} closes {_share_text((value - local) / (central - local))} of {between}: it reaches {score}{where}, while {comparison}."
 
 
 def _score_name(result: Json) -> str:
@@ -198,14 +199,15 @@ def client_sentence(result: Json, method: str, names: Sequence[str] = ()) -> str
     if not counts:
         return "The scores of single clients, on data like their own, were not recorded."
     verdict = verdict_on(result, method)
+    at_sites = is_tested_at_sites(result)
     unknown = f" ({counts.unknown} more cannot be compared)" if counts.unknown else ""
     if counts.known + counts.unknown == 1:
         how = "better" if counts.better else "worse" if counts.worse else "neither better nor worse"
-        sentence = f"On data like its own, the only client is {how} off with {name} than with the model that it trained alone"
+        sentence = f"On {'its own test part' if at_sites else 'data like its own'}, the only client is {how} off with {name} than with the model that it trained alone"
     else:
         verb = "is" if counts.better == 1 else "are"
         sentence = (
-            f"On data like their own, {counts.better} of {counts.known} clients{unknown} {verb} better off with {name} than with the "
+            f"On {'their own test parts' if at_sites else 'data like their own'}, {counts.better} of {counts.known} clients{unknown} {verb} better off with {name} than with the "
             f"model that each trained alone, {counts.same} equally well off and {counts.worse} worse off"
             f"{_gain_clause(verdict)}"
         )
@@ -269,15 +271,15 @@ def _best_sentence(result: Json, value: float) -> list[str]:
     if len(scores) == 1:
         return []
     if highest <= value:
-        return ["No other federated method scores higher on the test set."]
+        return [f"No other federated method scores higher on {_test_set(result)}."]
     share = gap_share(result, best[0])
     score = f"{_score_text(result, highest)}" + (
         "" if share is None else f" ({percent(share, 0)}% of the gap)"
     )
     names = " and ".join(map(label, best))
     return [
-        f"Of the {len(scores)} federated methods {names} {'scores' if len(best) == 1 else 'score'} highest on the test "
-        f"set, with {score}; a score that is selected for being the highest is likely an overestimate."
+        f"Of the {len(scores)} federated methods {names} {'scores' if len(best) == 1 else 'score'} highest on "
+        f"{_test_set(result)}, with {score}; a score that is selected for being the highest is likely an overestimate."
     ]
 
 
@@ -289,8 +291,12 @@ def _linear_sentence(result: Json, questions: float | None) -> list[str]:
     how = "below" if linear < best else "above" if linear > best else "level with"
     close = questions and linear != best and abs(best - linear) < margin(best, linear, questions)
     tail = ", though the difference is not significant" if close else ""
-    sentence = f"The linear baseline reaches {_score_text(result, linear)}, {how} the federated method that scores highest on the test set"
+    sentence = f"The linear baseline reaches {_score_text(result, linear)}, {how} the federated method that scores highest on {_test_set(result)}"
     return [f"{sentence}{tail}."]
+
+
+def _test_set(result: Json) -> str:
+    return tested_on(result).replace("global ", "")
 
 
 def _federated_scores(result: Json) -> dict[str, float]:

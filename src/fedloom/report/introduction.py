@@ -12,6 +12,7 @@ from typing import Any
 
 from fedloom.algorithms import ENTRIES
 from fedloom.report.run_results import Json, Run, at, number
+from fedloom.report.site_scores_table import is_tested_at_sites
 from fedloom.report.tables import base, counted, is_federated, label, part_label
 
 DATA = {
@@ -54,6 +55,12 @@ GLOSSARY = {
     "reach.",
 }
 
+LOCAL_AT_SITES = (
+    "Each client trains alone on its own data, at its site, and its model never leaves. Scores are means over the sites, each "
+    "with its own model on its own test part; figures in brackets are the best and the worst of them."
+)
+"""The meaning of `local` where sites test models."""
+
 EMBEDDED = (
     "A linear classifier on edges, colors and sentence embeddings of the text (all-MiniLM-L6-v2), trained on the pooled "
     "data of all clients. The embeddings come from a pretrained network, which is not trained further."
@@ -89,7 +96,10 @@ def _about(part: str) -> str | None:
 def run_glossary(run: Run) -> list[tuple[str, str]]:
     """Explain the methods of a run and their parts as (name, meaning)."""
     texts = at(run.experiment, "evaluate", "linear_text") or "words"
-    return glossary(list(run.scores), at(run.result, "parts") or {}, run.text_only, texts)
+    entries = glossary(list(run.scores), at(run.result, "parts") or {}, run.text_only, texts)
+    if not is_tested_at_sites(run.result):
+        return entries
+    return [(name, LOCAL_AT_SITES if text == GLOSSARY["local"] else text) for name, text in entries]
 
 
 PURPOSE = (
@@ -181,7 +191,9 @@ def modalities_seen(run: Run) -> str:
     if kinds is None or not (total := sum(kinds.values())):
         return ""
     both, image, text, none = (kinds[name] for name in ("both", "image_only", "text_only", "none"))
-    words = at(run.plan, "card", "words") is not None or at(run.plan, "card") is None
+    card = at(run.plan, "card")
+    at_sites = card is not None and at(card, "labels") is None  # where only the sites know the words
+    words = card is None or at_sites or at(card, "words") is not None
     textual = "a text and no image" if words else "neither an image nor a text, but only the question,"
     phrases = {
         both: "both an image and a text",

@@ -27,6 +27,7 @@ from fedloom.report.limits import limits
 from fedloom.report.run_results import Run, at, number, read_run
 from fedloom.report.run_settings import facts, provenance
 from fedloom.report.score_tables import published_tables, score_table, task_tables
+from fedloom.report.site_scores_table import is_tested_at_sites, site_scores_table, tested_on
 from fedloom.report.split_table import card_table
 from fedloom.report.tables import Table, client_table, counted, is_federated, label, title
 from fedloom.report.templates import SLIM, figure, load_template
@@ -109,6 +110,9 @@ def _section(run: Run) -> dict[str, Any]:
         **_opening(run, named),
         "scores": score_table(run.result),
         "score_name": title(main_score(run.result)),
+        "at_sites": site_scores_table(run.result),
+        "tested_at_sites": is_tested_at_sites(run.result),
+        "tested_on": tested_on(run.result),
         "task_scores": task_tables(run.result),
         "published": published_tables(run.result),
         "verdicts": verdict_tables(run.result, named),

@@ -248,12 +248,12 @@ def _check(where: str, value: Any, shape: Any, key: str) -> None:
 
 
 def _check_card(where: str, card: Json) -> None:
-    """Raise a UserError if a heterogeneity card lacks a figure; only "words" may be null."""
+    """Raise a UserError if a heterogeneity card lacks a figure; only "labels" and "words" may be null."""
     for total in ("clients", "examples"):
         require_key(where, card, total, int)
     for part, figures in CARD.items():
         values = card.get(part)
-        if values is None and part == "words" and part in card:
+        if values is None and part in ("labels", "words") and part in card:
             continue
         complete = all(at(values, name) is not None for name in figures if name != "*")
         if values is not None and part == "modalities" and complete:

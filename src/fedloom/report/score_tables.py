@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fedloom.report.client_verdicts import own_mean
 from fedloom.report.federation_gain import compare_methods, main_score, tasks_in
 from fedloom.report.run_results import Json, at, number
+from fedloom.report.site_scores_table import OVER_SITES, is_tested_at_sites
 from fedloom.report.tables import (
     MISSING,
     Table,
@@ -181,7 +182,8 @@ def _note(result: Json, several: bool) -> str:
     elif withheld := _withheld_slices(result):
         names = " and ".join(SLICES[name] for name in withheld).capitalize()
         sentences.append(f"{names}: {_in_text(main)} if only that modality is shown.")
-    if not several and any(own_mean(entry) is not None for entry in scores.values()):
+    at_sites = is_tested_at_sites(result)
+    if not several and not at_sites and any(own_mean(entry) is not None for entry in scores.values()):
         sentences.append(
             f"{OWN}: the mean over clients of {_in_text(main)} on data like each client's own; all other scores are on the global "
             "test set."
@@ -189,9 +191,16 @@ def _note(result: Json, several: bool) -> str:
     own = [label(method) for method, entry in scores.items() if number(entry, "best") is not None]
     if own:
         brackets = "" if several else ", the best and the worst of them in brackets"
-        sentences.append(
-            f"For {', '.join(own)}, scores on the global test set are means over clients' own models{brackets}."
-        )
+        if at_sites:
+            sentences.append(
+                f"{OVER_SITES}; for {', '.join(own)} they are those of each site's own model{brackets}."
+            )
+        else:
+            sentences.append(
+                f"For {', '.join(own)}, scores on the global test set are means over clients' own models{brackets}."
+            )
+    elif at_sites:
+        sentences.append(f"{OVER_SITES}.")
     sentences += _scoring_sentence(result)
     unread = {method: number(entry, "unparsed") for method, entry in scores.items()}
     shown = [f"{label(method)} {percent(share)}" for method, share in unread.items() if share]

@@ -89,13 +89,6 @@ def card_table(card: Json) -> Table:
     """Return the table of the heterogeneity card, see `fedloom.scenarios.heterogeneity_card`."""
     labels, modalities, sizes, words = (card[key] for key in ("labels", "modalities", "sizes", "words"))
     rows = [
-        (
-            f"{labels['count']:,} labels",
-            f"total variation {labels['total_variation']:.2f}, Jensen-Shannon distance "
-            f"{labels['jensen_shannon']:.2f} from the pool (0 is identical, 1 is nothing in common; means over clients); "
-            f"{labels['effective_per_client']:.1f} effective labels in a client, {labels['effective']:.1f} in "
-            "the pool",
-        ),
         ("Modalities", _clients_by_modality(modalities["clients"])),
         ("Examples", _examples_by_kind(modalities["examples"], card["examples"])),
         (
@@ -105,6 +98,14 @@ def card_table(card: Json) -> Table:
             f"{sizes['effective_clients']:.1f} clients of equal size",
         ),
     ]
+    if labels is not None:
+        far = (
+            f"total variation {labels['total_variation']:.2f}, Jensen-Shannon distance "
+            f"{labels['jensen_shannon']:.2f} from the pool (0 is identical, 1 is nothing in common; means over clients); "
+            f"{labels['effective_per_client']:.1f} effective labels in a client, {labels['effective']:.1f} in "
+            "the pool"
+        )
+        rows.insert(0, (f"{labels['count']:,} labels", far))
     if words is not None:
         prefix = f"{words['mean']:.1f} in a visible text on average; clients' means {words['least']:.1f} to "
         rows.append(("Words", f"{prefix}{words['most']:.1f}"))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from fedloom.report.findings import headline_method, short_summary
 from fedloom.report.run_results import Json
 from fedloom.report.score_tables import score_table
+from fedloom.report.site_scores_table import site_scores_table
 from fedloom.report.tables import printable
 from fedloom.report.training_work import NO_WORK, Work, work_sentence
 from fedloom.report.verdict_tables import TERMINAL_NOTE, terminal_verdicts
@@ -20,7 +21,8 @@ def terminal_table(result: Json, work: Mapping[str, Work] = NO_WORK) -> str:
         result: The content of result.json.
         work: Method → its work, to say whether methods did equal work.
     """
-    pieces = [score_table(result).text(80)]
+    at_sites = site_scores_table(result)
+    pieces = [table.text(80) for table in (score_table(result), at_sites) if table]
     tables = terminal_verdicts(result)
     for title, table in tables:
         head = "Clients on data like their own" + (f": {title}" if len(tables) > 1 else "")

@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fedloom.algorithms.compose import settable_arguments
+from fedloom.experiment.experiment import Experiment
 from fedloom.params import Layout
 from fedloom.run_log import RunLog
 from fedloom.runs.site_permissions import parameter_names
@@ -33,6 +35,21 @@ replies. Each message is listed with its SHA-256 in <code>{name}.jsonl</code>.</
 """
 
 
+def noise_at_site(experiment: Experiment) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return method → its parts that add noise to what clients report → their arguments, such as the noise multiplier.
+
+    Noise that the server adds, as `dp` does, is not among them: what leaves a site is without it.
+    """
+    noise = dict[str, dict[str, dict[str, Any]]]()
+    for name in experiment.methods:
+        for part in experiment.method(name).parts:
+            entry = experiment.entries[part]
+            if entry.kind in ("rule", "pass") and "noise" in entry.traits:
+                arguments = {**settable_arguments(entry.make), **experiment.arguments(part)}
+                noise.setdefault(name, {})[part] = arguments
+    return noise
+
+
 class DepartureLog:
     """The list of the messages that left a site.
 
@@ -46,7 +63,7 @@ class DepartureLog:
         self._record = RunLog(folder / f"{NAME}.jsonl")
 
     def add(
-        self, request: SiteMessage, answer: SiteMessage, layout: Layout | None, privacy: Mapping[str, Any]
+        self, request: SiteMessage, answer: SiteMessage, layout: Layout | None, noise: Mapping[str, Any]
     ) -> None:
         """Append an answer to the list before it leaves.
 
@@ -54,7 +71,7 @@ class DepartureLog:
             request: The server's request.
             answer: The answer.
             layout: Names and shapes of the exchanged parameters; None before a run is open.
-            privacy: Method → arguments of its parts, which include noise and clipping bounds.
+            noise: What `noise_at_site` returns.
         """
         content = answer.to_bytes()
         method = str(request.head.get("method", ""))
@@ -67,7 +84,7 @@ class DepartureLog:
             "values": {key: value for key, value in answer.head.items() if key != "judged"},
             "replies": len(answer.head.get("judged", ())),
             "parts": [] if layout is None else [_part(one, layout) for one in answer.parts],
-            "privacy": privacy.get(method, {}),
+            "noise": noise.get(method, {}) if request.kind == "train" else {},
         }
         self._record.append("left", line)
 
@@ -111,7 +128,14 @@ def _rows(line: Mapping[str, Any]) -> list[str]:
     if not line["parts"]:
         content = f"{line['replies']} replies" if line["replies"] else ", ".join(line["values"])
         return [_row([*head, "", line["bytes"], content])]
-    return [_row([*head, part["client"], part["bytes"], _content(part)]) for part in line["parts"]]
+    noise = "; ".join(
+        f"noise of {part}: " + ", ".join(f"{key} {value}" for key, value in arguments.items())
+        for part, arguments in line["noise"].items()
+    )
+    return [
+        _row([*head, part["client"], part["bytes"], "; ".join(filter(None, (_content(part), noise)))])
+        for part in line["parts"]
+    ]
 
 
 def _content(part: Mapping[str, Any]) -> str:
@@ -119,6 +143,8 @@ def _content(part: Mapping[str, Any]) -> str:
         return f"no update: {part['reason']}"
     extras = "".join(f", {name} {shape}" for name, shape in part["extras"].items())
     names = list(part["tensors"])
+    if not names:
+        return f"no parameters{extras}; {', '.join(part['figures'])}"
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{part['values']:,} values of {len(names)} parameters ({shown}){extras} in {part['codec']}; {', '.join(part['figures'])}"
 

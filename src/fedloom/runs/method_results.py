@@ -10,11 +10,10 @@ from typing import Any
 
 from fedloom.client.site import Question
 from fedloom.engine.checkpoints import last_checkpoint
-from fedloom.engine.federation import Federation
 from fedloom.engine.rounds import TrainingState
 from fedloom.experiment.methods import Method
 from fedloom.models.sentence_embeddings import embed_sentences
-from fedloom.runs.evaluation import best_shares, validate, validation_scores
+from fedloom.runs.evaluation import best_shares, validation_scores
 from fedloom.runs.export_models import export_model
 from fedloom.runs.method_predictions import check_parts, part_digests, remove_parts, write_part
 from fedloom.runs.method_scores import global_scores, model_scores, own_scores, shared_scores
@@ -23,7 +22,7 @@ from fedloom.runs.own_answers import trained_as
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import ADAPTER, METHODS, RESULT
 from fedloom.runs.site_setup import parts_of_kind
-from fedloom.runs.train_method import reported_models, train_method
+from fedloom.runs.train_method import reported_models, train_method, validate
 from fedloom.scenarios.plan import Plan
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed
@@ -166,8 +165,8 @@ def _federated(context: RunContext, method: Method, name: str) -> Outcome:
         scores["shared"] = shared_scores(context, models, name, rounds)
         if any(question.own_share != 1 for question in models.values()):
             scores["own_shares"] = [question.own_share for question in models.values()]
-    if isinstance(context.remote, Federation) and context.remote.own_data and context.data.test:
-        scores["sites"] = context.remote.evaluate(models[None])
+    if context.sites is not None and context.data.test:
+        scores["sites"] = context.sites.evaluate(models)
     return scores, training_state.bytes_up, training_state.bytes_down, validation
 
 
@@ -216,6 +215,8 @@ def _alone(context: RunContext) -> list[tuple[int | None, range]]:
 
 def _local(context: RunContext, method: Method, name: str) -> Outcome:
     """Let every client train alone; report the mean over clients, the best and the worst."""
+    if context.sites is not None:
+        return _local_at_sites(context, method, name)
     training_states = train_method(context, method, trained_as(context.experiment, name), _alone(context))
     trained = list(zip(_clients(context), training_states, strict=True))
     # No round up to the end had an effect, so the model is the one with which its client started.
@@ -230,6 +231,18 @@ def _local(context: RunContext, method: Method, name: str) -> Outcome:
     validation = validate(context, models, name, rounds)
     scores = own_scores(context, models, name, rounds)
     return {**scores, **({"untrained": untrained} if untrained else {})}, 0, 0, validation
+
+
+def _local_at_sites(context: RunContext, method: Method, name: str) -> Outcome:
+    """Let every client train alone at its site, from which no model is sent."""
+    clients = range(len(context.plan.clients))
+    (training_state,) = train_method(context, method, trained_as(context.experiment, name), [(None, clients)])
+    models, rounds = reported_models(context, method, name, [(None, training_state)])
+    validation = validate(context, models, name, rounds)
+    scores = own_scores(context, models, name, rounds)
+    untrained = [client for client in clients if client not in training_state.since]
+    scores |= {"untrained": untrained} if untrained else {}
+    return scores, training_state.bytes_up, training_state.bytes_down, validation
 
 
 RUNS: dict[str, Callable[[RunContext, Method, str], Outcome]] = {

@@ -8,14 +8,12 @@ from typing import Any
 
 from fedloom.algorithms.own_answers import OwnAnswers
 from fedloom.client.site import Question
-from fedloom.engine.federation import Federation
 from fedloom.runs.evaluation import answer_once, answer_test
 from fedloom.runs.method_predictions import write_part
 from fedloom.runs.modality_slices import client_scores, headline, score_model, score_own_models, slices_of
 from fedloom.runs.own_answers import choose_answers, label_counts, own_answers_of
 from fedloom.runs.run_context import RunContext
-from fedloom.runs.site_scores import combine_site_scores
-from fedloom.scenarios.declared_examples import clients_by_site
+from fedloom.runs.site_scores import scores_at_sites
 from fedloom.tasks.score_answers import Answers
 
 SCORED_TOGETHER = 4
@@ -56,6 +54,8 @@ def own_scores(
     alone: Mapping[int, Question] | None = None,
 ) -> dict[str, Any]:
     """Score each client's own model: the mean over clients, the best and the worst."""
+    if context.sites is not None:
+        return scores_at_sites(context, models)
     scores: list[dict[str, Any]] = []
     together = _together(context)
     for start in range(0, len(models), together):
@@ -101,14 +101,9 @@ def model_scores(
 
     If the server has no test part, the sites score the global model on their own.
     """
-    if not context.data.test and isinstance(context.remote, Federation):
+    if not context.data.test and context.sites is not None:
         context.progress.advance(1)
-        clients = clients_by_site(context.plan, context.data.train)
-        return [
-            combine_site_scores(
-                context.remote.evaluate(models[None]), sorted(clients, key=clients.__getitem__)
-            )
-        ]
+        return [scores_at_sites(context, models)]
     answers: list[dict[str, Answers]] = [{} for _ in models]
     for part in slices_of(context.data.test):
         of_part = answer_test(context, models, name, rounds, part, kind)

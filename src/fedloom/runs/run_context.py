@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedloom.client.site import Site
+from fedloom.engine.federation import Federation
 from fedloom.engine.ray_actors import Actors
 from fedloom.engine.rounds import Backend
 from fedloom.experiment.experiment import Experiment
@@ -48,6 +49,11 @@ class RunContext:
     actors: Actors | None = None
     remote: Backend | None = None
     answered: dict[Hashable, Answers] = field(default_factory=dict[Hashable, Answers])
+
+    @property
+    def sites(self) -> Federation | None:
+        """The sites on other machines if they bring data of their own, else None."""
+        return self.remote if isinstance(self.remote, Federation) and self.remote.own_data else None
 
     def of(self, name: str, client: int | None = None, stage: int | None = None) -> str:
         """Return the digest that files of a method, or of one training of it, carry as proof of their origin."""

@@ -39,8 +39,15 @@ from fedloom.runs.run_folder import (
 )
 from fedloom.runs.run_identity import contents_of, family_code, identity, require_same
 from fedloom.runs.site_setup import clause_of, make_site
-from fedloom.scenarios.plan import Plan
-from fedloom.scenarios.validation_part import Validation, plan_and_validation, plan_json
+from fedloom.scenarios.declared_examples import plan_with_all_examples
+from fedloom.scenarios.validation_part import (
+    Validation,
+    common_validation,
+    hold_out_at_site,
+    plan_and_validation,
+    plan_json,
+    plan_over_sites,
+)
 from fedloom.system.allocator import keep_freed
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import cache_folder, combine_digests, json_digest
@@ -108,12 +115,14 @@ def set_up_run(
     check = checked_data(experiment, vlm, data, progress, complete=site_data is None)
     clock.lap("vision")
     data = check.data
-    plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
+    divide = plan_and_validation if site_data is None else plan_over_sites
+    plan, validation = divide(data, experiment.data, experiment.scenario, experiment.seed)
     judge = path and _load_once(models, f"judge {path} {vlm.device}", partial(load_judge, path, vlm.device))
     versions = _versions()
     if manifest is None:
         began = Manifest(__version__, now, versions)
-        begin_run(folder, experiment, plan_json(plan, data.train, validation), began)
+        shown = plan_json(plan, data.train, validation, blank=site_data is not None)
+        begin_run(folder, experiment, shown, began)
         write_sealed(folder / MACHINE, {"precision": here.model.precision}, folder)
     elif manifest.versions != versions:
         before = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
@@ -129,7 +138,9 @@ def set_up_run(
     if vlm.memo.store is not None and vlm.memo.store.full:
         progress.message(f"engine.cache: {vlm.memo.store.full}")
     stages = stages_of(experiment)
-    site = make_site(experiment, data, plan, tuned, stages, folder / METHODS, validation)
+    site = make_site(
+        experiment, data, plan, tuned, stages, folder / METHODS, validation, own_data=site_data is not None
+    )
     return RunContext(
         experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, replicas, validation,
         actors_of(here, folder / METHODS, _open_actor_site, progress.message, live),
@@ -137,26 +148,45 @@ def set_up_run(
 
 
 @contextmanager
-def open_site(
-    experiment: Experiment, folder: Path, own: tuple[DataSet, Callable[[DataSet], Plan]] | None = None
-) -> Iterator[Site]:
+def open_site(experiment: Experiment, folder: Path) -> Iterator[Site]:
     """Open the site of all clients of an experiment, without a server.
 
     Args:
         experiment: Every choice.
         folder: The folder of the clients' memories.
-        own: The site's own data, and the function that plans which client holds what of them; None for the experiment's
-            data and plan.
     """
     set_threads(experiment)
     with _adapted(with_precision(experiment), {}) as (tuned, _):
-        data = checked_data(experiment, tuned.vlm, own[0] if own else load_run_data(experiment)).data
-        plan, validation = (
-            (own[1](data), None)
-            if own
-            else plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
-        )
+        data = checked_data(experiment, tuned.vlm, load_run_data(experiment)).data
+        plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
         yield make_site(experiment, data, plan, tuned, stages_of(experiment), folder, validation)
+
+
+@contextmanager
+def open_own_site(
+    experiment: Experiment, folder: Path, data: DataSet, name: str
+) -> Iterator[tuple[Site, DataSet]]:
+    """Open a site with data of its own, and yield it and its examples, of which the validation part is held out.
+
+    Whichever client the server asks for is the one that holds all of them.
+
+    Args:
+        experiment: Every choice.
+        folder: The folder of the client's memory.
+        data: The site's data.
+        name: The site's name.
+    """
+    set_threads(experiment)
+    with _adapted(with_precision(experiment), {}) as (tuned, _):
+        checked = checked_data(experiment, tuned.vlm, data).data
+        divided = hold_out_at_site(checked, experiment.data.validation, experiment.seed, name)
+        plan = plan_with_all_examples(divided.train, experiment.scenario.clients)
+        validation = common_validation(divided.validation, experiment.data.validation)
+        stages = stages_of(experiment)
+        yield (
+            make_site(experiment, divided, plan, tuned, stages, folder, validation, own_data=True),
+            divided,
+        )
 
 
 def _open_actor_site(experiment: str, folder: str) -> AbstractContextManager[Site]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,19 +20,19 @@ from fedloom.engine.flower_processes import Security, free_port, require_flower
 from fedloom.engine.participation import WaitingTerms
 from fedloom.engine.rounds import Backend
 from fedloom.experiment.experiment import Experiment
-from fedloom.runs.own_answers import own_answers_of
 from fedloom.runs.run_context import RemoteSites, RunContext
 from fedloom.runs.run_folder import FLOWER, RESULT, folder_state
 from fedloom.runs.run_identity import contents_of
+from fedloom.runs.run_lock import lock_folder
 from fedloom.runs.run_setup import current_identity
 from fedloom.runs.single_run import Result, run_experiment
-from fedloom.runs.site_setup import algorithm_of
+from fedloom.runs.site_setup import algorithm_of, trains_at_sites
 from fedloom.runs.train_in_backend import local_backend
 from fedloom.scenarios.declared_examples import blank_examples, clients_by_site
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_json
 from fedloom.system.progress import Progress
-from fedloom.types import DataSet
+from fedloom.types import DataSet, Example
 from fedloom.version import __version__
 from fedloom.wire.messages import Update
 from fedloom.wire.site_messages import SiteMessage
@@ -40,12 +40,26 @@ from fedloom.wire.site_messages import SiteMessage
 
 @dataclass(frozen=True)
 class ListenAddress:
-    """The address at which sites reach a server, and how its connections are secured."""
+    """The address at which sites reach a server, and how its connections are secured.
+
+    Attributes:
+        host: The address.
+        port: The port.
+        security: How connections are secured.
+        superlink: The port on the loopback device of a running SuperLink, which is used instead of starting one. Its
+            operator decides how sites reach it, so `host` and `port` are not used.
+    """
 
     host: str
     port: int
     security: Security
+    superlink: int | None = None
 
+
+OWN_MODELS = (
+    "methods: with {} clients keep models of their own, which never leave their sites and so cannot be scored on the "
+    "server's test part; add --scores sites, so that each site scores models on its own"
+)
 
 Events = list[tuple[str, Mapping[str, Any]]]
 """Events at sites before the run's log is open: their kinds and figures."""
@@ -76,7 +90,7 @@ def serve_experiment(
         UserError: Flower is not installed, or sites did not join or answer as `terms` require.
     """
     require_flower()
-    experiment = experiment if sites is None else _over_sites(experiment, sites)
+    experiment = experiment if sites is None else over_sites(experiment, sites, scores)
     if folder_state(out, experiment) == "finished":
         if sites is None:
             return run_experiment(experiment, out, progress)
@@ -91,12 +105,37 @@ def serve_experiment(
     with open_federation(
         experiment, out / FLOWER, address, terms, note, progress.message, own_data=sites is not None
     ) as federation:
-        awaited = f"{sites} sites" if sites else f"sites that hold {federation.clients} clients"
-        progress.message(f"waiting for {awaited}")
-        federation.enroll()
-        data = None if sites is None else _declared_data(experiment, federation, here=scores == "here")
-        remote = RemoteSites(partial(attach, federation, events), data)
-        return run_experiment(experiment, out, progress, remote=remote)
+        return run_over(federation, experiment, out, progress, events, scores)
+
+
+def run_over(
+    federation: Federation,
+    experiment: Experiment,
+    out: Path,
+    progress: Progress,
+    events: Events,
+    scores: Literal["here", "sites"] = "here",
+) -> Result:
+    """Wait until the sites of a federation have joined, and run an experiment over them.
+
+    Args:
+        federation: The federation, which no site need have joined yet.
+        experiment: Every choice, as `over_sites` returns it if sites bring data of their own.
+        out: The run folder.
+        progress: Shows the progress of the run.
+        events: Events at sites before the run's log is open, which go into it.
+        scores: See `serve_experiment`.
+
+    Raises:
+        UserError: Sites did not join or answer as the terms of the federation require.
+    """
+    count = federation.clients
+    awaited = f"{count} sites" if federation.own_data else f"sites that hold {count} clients"
+    progress.message(f"waiting for {awaited}")
+    federation.enroll()
+    data = _declared_data(experiment, federation, here=scores == "here") if federation.own_data else None
+    remote = RemoteSites(partial(attach, federation, events), data)
+    return run_experiment(experiment, out, progress, remote=remote)
 
 
 @contextmanager
@@ -110,7 +149,7 @@ def open_federation(
     *,
     own_data: bool = False,
 ) -> Iterator[Federation]:
-    """Start Flower and the proxy in front of it, and yield the federation, which no site has joined yet.
+    """Start Flower and the proxy in front of it, or use a running SuperLink, and yield the federation, which no site has joined yet.
 
     Args:
         experiment: Every choice.
@@ -122,14 +161,21 @@ def open_federation(
         own_data: Whether each site brings data of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port, security = free_port(), address.security
+    security, running = address.security, address.superlink is not None
+    port = address.superlink or free_port()
     identity, trust = (None, None) if security.plain else _tls_contexts(security)
+    front = filtering_proxy(address.host, address.port, port, identity, trust)
     with (
-        filtering_proxy(address.host, address.port, port, identity, trust),
-        flower_link(port, security, folder, message) as link,
+        lock_folder(folder),
+        nullcontext() if running else front,
+        flower_link(port, security, folder, message, running=running) as link,
     ):
-        begin = _begin_message(experiment, own_data=own_data)
-        yield Federation(link, begin, experiment.scenario.clients, terms, note, own_data=own_data)
+        begin = begin_message(experiment, own_data=own_data)
+        methods = [
+            name for name in experiment.methods if trains_at_sites(experiment.method(name), own_data=own_data)
+        ]
+        clients = experiment.scenario.clients
+        yield Federation(link, begin, clients, terms, note, own_data=own_data, methods=methods)
 
 
 @contextmanager
@@ -155,7 +201,8 @@ def attach(federation: Federation, events: Events, context: RunContext) -> Itera
     federation.note = note
     federation.attach(local_backend(context), context.tuned.layout, trained)
     if federation.own_data:
-        _require_global_models(context)
+        if context.data.test:
+            _require_global_models(context)
         federation.number_clients(clients_by_site(context.plan, context.data.train))
     yield federation
     federation.leave()
@@ -167,21 +214,27 @@ def _tls_contexts(security: Security) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return server_context(security), trusting_context(security)
 
 
-def _over_sites(experiment: Experiment, sites: int) -> Experiment:
+def over_sites(experiment: Experiment, sites: int, scores: str) -> Experiment:
     """Return an experiment in which each site is a client.
 
     Raises:
-        UserError: The experiment needs clients' data at the server.
+        UserError: The experiment needs clients' data, or a model that stays at a site, at the server.
     """
-    refused = [
-        name for name in experiment.methods if name != "zero-shot" and not experiment.method(name).federated
-    ]
-    if refused:
-        raise UserError(
-            f"methods: {refused[0]} trains on clients' data, which stay at the sites; leave it out of a run over sites"
-        )
-    if experiment.data.validation:
-        raise UserError("data.validation: sites keep no validation part for the server; leave it out")
+    for name in experiment.methods:
+        method = experiment.method(name)
+        if method.base in ("centralized", "linear"):
+            raise UserError(
+                f"methods: {name} trains on the clients' pooled data, which stay at the sites; leave it out of a run over "
+                "sites"
+            )
+        if method.base == "local" and scores == "here":
+            raise UserError(OWN_MODELS.format(name))
+        kinds = {experiment.entries[part].kind for part in experiment.method(name).parts}
+        if kinds & {"answers", "mix"}:
+            raise UserError(
+                f"methods: with {name} clients choose their own answers or mix models by data that only their sites have, which "
+                "sites with data of their own do not do; leave it out"
+            )
     scenario = experiment.scenario.model_copy(
         update={"clients": sites, "partition": "by_group", "pattern": "aligned"}
     )
@@ -189,7 +242,7 @@ def _over_sites(experiment: Experiment, sites: int) -> Experiment:
 
 
 def _require_global_models(context: RunContext) -> None:
-    """Refuse methods whose clients have their own models or answers: only sites have these, and they lack this test part.
+    """Refuse methods whose clients keep models of their own: only sites have these, and they lack the server's test part.
 
     Raises:
         UserError: There is such a method.
@@ -200,15 +253,7 @@ def _require_global_models(context: RunContext) -> None:
         if method.federated and (
             personal or algorithm_of(context.experiment, method, context.tuned.layout).personal
         ):
-            raise UserError(
-                f"methods: with {name} clients keep models of their own, which cannot be scored on the server's test part "
-                "if sites bring their own data; leave it out"
-            )
-        if own_answers_of(context.experiment, name):
-            raise UserError(
-                f"methods: with {name} clients choose their own answers by data that only their sites have, so the server "
-                "cannot score these on its test part; leave it out"
-            )
+            raise UserError(OWN_MODELS.format(name))
 
 
 def _declared_data(experiment: Experiment, federation: Federation, *, here: bool) -> DataSet:
@@ -217,11 +262,16 @@ def _declared_data(experiment: Experiment, federation: Federation, *, here: bool
         load_data(experiment.data, experiment.seed, experiment.datasets) if here else DataSet("sites", (), ())
     )
     sites = federation.sites
-    train = [example for name in sorted(sites) for example in blank_examples(name, sites[name].counts)]
-    return replace(own, train=tuple(train), drawn=(), validation=())
+    train, validation = list[Example](), list[Example]()
+    for name in sorted(sites):
+        trained = blank_examples(name, sites[name].counts)
+        held_out = blank_examples(name, sites[name].validation, len(trained))
+        train += [*trained, *held_out]
+        validation += held_out
+    return replace(own, train=tuple(train), drawn=(), validation=tuple(validation))
 
 
-def _begin_message(experiment: Experiment, *, own_data: bool) -> SiteMessage:
+def begin_message(experiment: Experiment, *, own_data: bool) -> SiteMessage:
     """Return the message that a site gets when it joins: the experiment, and digests of all that decides results."""
     data = None if own_data else load_data(experiment.data, experiment.seed, experiment.datasets)
     return SiteMessage(

@@ -179,6 +179,7 @@ def _run_methods(
         "scores": {name: result["scores"] for name, result in results.items()},
         "parts": _explanations(experiment),
         "scoring": experiment.evaluate.scoring,
+        **({} if context.sites is None or context.data.test else {"tested": "sites"}),
         **({"metrics": [*context.metrics]} if context.metrics else {}),
         "comparison": compare_methods({name: result["scores"] for name, result in results.items()}),
         **certainty,

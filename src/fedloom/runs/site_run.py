@@ -20,23 +20,30 @@ from fedloom.data import load_data
 from fedloom.engine.flower_processes import Security, last_lines, require_flower, stop, supernode
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.resident_site import RUN_OVER, OpenRun, ResidentSite, listen, serve
+from fedloom.engine.server_check import connection_problem
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
 from fedloom.models.text_only import without_images
-from fedloom.runs.left_this_site import DepartureLog
+from fedloom.runs.left_this_site import DepartureLog, noise_at_site
 from fedloom.runs.modality_slices import slices_of
 from fedloom.runs.run_folder import FLOWER
 from fedloom.runs.run_identity import contents_of
-from fedloom.runs.run_setup import current_identity, open_site
+from fedloom.runs.run_lock import lock_folder
+from fedloom.runs.run_setup import current_identity, open_own_site, open_site
 from fedloom.runs.site_permissions import require_allowed, require_reportable
-from fedloom.scenarios.declared_examples import counts_of, plan_with_all_examples
+from fedloom.runs.site_setup import trains_at_sites
+from fedloom.scenarios.declared_examples import counts_of
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_atomic
 from fedloom.tasks.predictions import PREDICTIONS, write_predictions
 from fedloom.tasks.score_answers import score
+from fedloom.tuning.export_adapter import export_adapter
 from fedloom.types import DataSet, Example
 from fedloom.version import __version__
 from fedloom.wire.site_messages import SiteMessage
+
+ADAPTERS = "adapters"
+"""The folder, below that of a site, with the adapters of its own models, one folder for each method."""
 
 RESTART_SECONDS = 5.0
 """Seconds after which an ended SuperNode is started again; while its server is away, it ends again and again."""
@@ -49,7 +56,7 @@ class SiteOptions:
     Attributes:
         name: Its name.
         folder: The folder of its clients' memories and of the list of what left it.
-        server: HOST:PORT of the server.
+        server: HOST:PORT of the server; None for a SuperNode that is running, which passes messages on to `socket`.
         security: How its connection is secured.
         clients: The clients of the experiment that it holds; None if it has data of its own.
         data: The format of its own data, as in `fedloom list datasets`, and their folder.
@@ -59,11 +66,12 @@ class SiteOptions:
         stay: Whether to wait for another run when one is over.
         allow: The owner's file with limits; None is `allow.yaml` in `folder`, if it exists.
         plugins: Its own copies of the experiment's plug-ins.
+        socket: The Unix socket at which it listens; None for one that only the SuperNode that is started here knows.
     """
 
     name: str
     folder: Path
-    server: str
+    server: str | None
     security: Security
     clients: tuple[int, ...] | None
     data: tuple[str, Path] | None = None
@@ -73,6 +81,7 @@ class SiteOptions:
     stay: bool = False
     allow: Path | None = None
     plugins: tuple[str, ...] = ()
+    socket: Path | None = None
 
 
 LONGEST_PAUSE, STABLE_SECONDS = 60.0, 30.0
@@ -91,47 +100,57 @@ def run_site(options: SiteOptions, message: Callable[[str], None]) -> None:
         message: Shows a line of text.
 
     Raises:
-        UserError: Flower is not installed, or its SuperNode does not run.
+        UserError: Flower is not installed, its SuperNode does not run, or another process uses the site's folder.
     """
     require_flower()
     _read_allow(options)  # so that a mistake in it is reported before the first request
-    with listen() as (listener, socket):
-        over, departures = list[bool](), DepartureLog(options.folder, options.name)
-
-        def log_departure(request: SiteMessage, answer: SiteMessage, run: OpenRun | None) -> None:
-            departures.add(request, answer, run.layout if run else None, run.privacy if run else {})
-            departures.write_page()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(options.folder), listen(options.socket) as (listener, socket):
+        over = list[bool]()
 
         def show(text: str) -> None:
             over.extend([True] * (text == RUN_OVER))
             message(text)
 
-        site = ResidentSite(
-            options.name,
-            partial(_open_run, options),
-            log_departure,
-            show,
-        )
-        start = partial(
-            supernode, options.server, options.security, {"socket": socket}, options.folder / FLOWER
-        )
-        node = _Node(start, options.folder / FLOWER, message)
+        site = resident_site(options, show)
+        node = None if options.server is None else _started_node(options, options.server, socket, message)
         try:
             serve(site, listener, partial(_between_messages, options, site, node, over))
         except _Over:
             pass
         finally:
-            node.stop()
+            if node is not None:
+                node.stop()
             site.close()
+
+
+def resident_site(options: SiteOptions, message: Callable[[str], None]) -> ResidentSite:
+    """Return a site that answers a server's messages and lists all that leaves; it opens no run before the first message.
+
+    Args:
+        options: How the site takes part.
+        message: Shows a line of text.
+    """
+    departures = DepartureLog(options.folder, options.name)
+
+    def log_departure(request: SiteMessage, answer: SiteMessage, run: OpenRun | None) -> None:
+        departures.add(request, answer, run.layout if run else None, run.noise if run else {})
+        departures.write_page()
+
+    return ResidentSite(options.name, partial(_open_run, options), log_departure, message)
 
 
 class _Node:
     """A SuperNode that is restarted whenever it ends."""
 
     def __init__(
-        self, start: Callable[[], subprocess.Popen[bytes]], home: Path, message: Callable[[str], None]
+        self,
+        start: Callable[[], subprocess.Popen[bytes]],
+        server: str,
+        options: SiteOptions,
+        message: Callable[[str], None],
     ) -> None:
-        self._start, self._home, self._message = start, home, message
+        self._start, self._server, self._options, self._message = start, server, options, message
         self._process, self._begun, self._pause = start(), time.monotonic(), RESTART_SECONDS
 
     def restart_if_ended(self) -> None:
@@ -142,9 +161,10 @@ class _Node:
         self._pause = (
             min(2 * self._pause, LONGEST_PAUSE) if lived < self._pause + STABLE_SECONDS else RESTART_SECONDS
         )
-        self._message(
-            f"Flower's SuperNode ended{last_lines(self._home / 'supernode.log', 3)}; it is started again"
-        )
+        host, _, port = self._server.rpartition(":")
+        problem = connection_problem(host, int(port), self._options.security)
+        reason = f"; {problem}" if problem else last_lines(self._options.folder / FLOWER / "supernode.log", 3)
+        self._message(f"Flower's SuperNode ended{reason}; it is started again")
         stop(self._process)
         self._process, self._begun = self._start(), time.monotonic()
 
@@ -153,11 +173,18 @@ class _Node:
         stop(self._process)
 
 
+def _started_node(options: SiteOptions, server: str, socket: str, message: Callable[[str], None]) -> _Node:
+    home = options.folder / FLOWER
+    start = partial(supernode, server, options.security, {"socket": socket}, home)
+    return _Node(start, server, options, message)
+
+
 def _between_messages(
-    options: SiteOptions, site: ResidentSite, node: _Node, over: list[bool], idle: float
+    options: SiteOptions, site: ResidentSite, node: _Node | None, over: list[bool], idle: float
 ) -> None:
     """Restart the node if it has ended, and release the model or end if the run is over."""
-    node.restart_if_ended()
+    if node is not None:
+        node.restart_if_ended()
     if over and not options.stay and idle > RESTART_SECONDS:  # by then the last answer has left
         raise _Over
     if idle > options.idle:
@@ -183,16 +210,15 @@ def _open_run(options: SiteOptions, begin: SiteMessage) -> Iterator[OpenRun]:
     _require_same(head["identity"], current_identity(experiment, {} if data is None else contents_of(data)))
     folder = memory_folder(options.folder, experiment)
     write_atomic(folder / "experiment.json", experiment.to_json().encode())
-    plan = partial(plan_with_all_examples, clients=experiment.scenario.clients)
     with (
-        open_site(experiment, folder, own and (own, lambda data: plan(data.train))) as site,
+        _open_site(options, experiment, folder, own) as (site, divided),
         gradient_checkpointing(site.tuned.vlm, experiment.engine.recompute == "always"),
     ):
         if experiment.model.threads is None:
             torch.set_num_threads(int(head["threads"]))
         rows = experiment.engine.side_by_side
         backend = InProcess(site, rows=1 if rows == "auto" or not site.tuned.stackable else rows)
-        joined = _joined_values(options, experiment, backend, own)
+        joined = _joined_values(options, experiment, backend, divided)
         layout = site.tuned.layout
         yield OpenRun(
             backend,
@@ -200,9 +226,22 @@ def _open_run(options: SiteOptions, begin: SiteMessage) -> Iterator[OpenRun]:
             SiteMessage("joined", joined),
             lambda asked: require_reportable(allow, asked, layout),
             allow.replies or own is None,
-            partial(_evaluate, site, allow, folder) if own else None,
-            _privacy_arguments(experiment),
+            partial(_evaluate, site, allow, folder, options.folder / ADAPTERS) if own else None,
+            noise_at_site(experiment),
         )
+
+
+@contextmanager
+def _open_site(
+    options: SiteOptions, experiment: Experiment, folder: Path, own: DataSet | None
+) -> Iterator[tuple[Site, DataSet | None]]:
+    """Open the site, and yield it with its own examples, of which the validation part is held out, if it has any."""
+    if own is None:
+        with open_site(experiment, folder) as site:
+            yield site, None
+    else:
+        with open_own_site(experiment, folder, own, options.name) as opened:
+            yield opened
 
 
 def memory_folder(folder: Path, experiment: Experiment) -> Path:
@@ -215,16 +254,21 @@ def _read_allow(options: SiteOptions) -> Allow:
     return read_allow(options.allow or (default if default.exists() else None))
 
 
-def _evaluate(site: Site, allow: Allow, folder: Path, question: Question) -> dict[str, Any]:
-    """Score a model on the site's own held-out part, and return the scores that the owner allows to leave.
+def _evaluate(site: Site, allow: Allow, folder: Path, adapters: Path, question: Question) -> dict[str, Any]:
+    """Score a model on the site's own test or validation part, and return the scores that the owner allows to leave.
 
-    The answers are written to `predictions.jsonl` of the method below `folder`, and do not leave the site.
+    Answers to the test part are written to `predictions.jsonl` of the method below `folder`, and do not leave the site. The
+    client's own model stays, too; when it is tested, its adapter is written to a folder of the method in `adapters`.
     """
     examples = site.examples_of(question).examples
+    if not examples:
+        return {"examples": 0, "reason": f"it has no {question.test} examples"}
     (answers,) = site.answer([replace(question, slice=(part := slices_of(examples)[0]))])
-    write_predictions(
-        folder / question.method / PREDICTIONS, question.method, examples, {None: {part: answers}}
-    )
+    if question.test == "test":
+        file = folder / question.method / PREDICTIONS
+        write_predictions(file, question.method, examples, {question.client: {part: answers}})
+        if question.client is not None:
+            export_adapter(site.tuned, site.model(question), adapters / question.method)
     scores = score(examples, answers)
     tasks = {task: _allowed_scores(allow, of_task) for task, of_task in scores["tasks"].items()}
     return {"examples": len(examples), "scores": {**_allowed_scores(allow, scores), "tasks": tasks}}
@@ -238,24 +282,23 @@ def _allowed_scores(allow: Allow, scores: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _privacy_arguments(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Return the arguments of each method's parts, which include noise and clipping bounds."""
-    return {
-        name: {part: dict(experiment.arguments(part)) for part in experiment.method(name).parts}
-        for name in experiment.methods
-    }
-
-
 def _joined_values(
     options: SiteOptions, experiment: Experiment, backend: InProcess, own: DataSet | None
 ) -> dict[str, Any]:
-    """Return what the server learns about a site: its name, and the numbers of its examples by modality."""
+    """Return what the server learns about a site: its name, and the numbers of its examples by modality.
+
+    Its own examples are None if it holds clients of the experiment's data.
+    """
     clients = () if own else options.clients or ()
     if wrong := [one for one in clients if not 0 <= one < experiment.scenario.clients]:
         raise UserError(f"--clients: there is no client {wrong[0]}; there are {experiment.scenario.clients}")
-    methods = [name for name in experiment.methods if experiment.method(name).federated]
+    methods = [
+        name
+        for name in experiment.methods
+        if trains_at_sites(experiment.method(name), own_data=own is not None)
+    ]
     profiles = {name: [list(backend.describe(name)[one]) for one in clients or (0,)] for name in methods}
-    counts = {"counts": counts_of(own.train)} if own else {}
+    counts = {"counts": counts_of(own.train), "validation": counts_of(own.validation)} if own else {}
     return {"site": options.name, "clients": list(clients), "profiles": profiles, **counts}
 
 
@@ -272,10 +315,13 @@ def _load_own_data(options: SiteOptions, experiment: Experiment) -> DataSet:
     name, root = options.data
     settings = experiment.data.model_copy(update={"name": name, "root": str(root), "limit": None})
     data = load_data(settings, experiment.seed, experiment.datasets)
-    visible = replace(data, train=_with_modalities(data.train, *options.modalities), drawn=())
-    if not visible.train:
-        raise UserError(f"{root}: no training example has a modality that --modalities allows")
-    return visible
+    train, test, validation = (
+        _with_modalities(some, *options.modalities) for some in (data.train, data.test, data.validation)
+    )
+    for part, examples in (("training", train), ("test", test)):
+        if not examples:
+            raise UserError(f"{root}: no {part} example has a modality that --modalities allows")
+    return replace(data, train=train, test=test, validation=validation, drawn=())
 
 
 def _with_modalities(examples: Sequence[Example], images: bool, texts: bool) -> tuple[Example, ...]:

@@ -1,12 +1,64 @@
-"""Combine the scores that sites compute on their own held-out parts."""
+"""Let sites score models on their own test and validation parts, and combine these scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from fedloom.client.site import Question
+from fedloom.runs.modality_slices import headline
+from fedloom.runs.run_context import RunContext
+from fedloom.scenarios.declared_examples import clients_by_site
 from fedloom.system.errors import UserError
+from fedloom.system.timing import Clock
 from fedloom.tasks.score_answers import HEADLINES
+
+
+def scores_at_sites(context: RunContext, models: Mapping[int | None, Question]) -> dict[str, Any]:
+    """Let sites score models on their own test parts, and combine the scores; see `combine_site_scores`.
+
+    Args:
+        context: What all methods share.
+        models: The global model under None, or each client's own model, which stays at its site.
+    """
+    assert context.sites is not None
+    scores = combine_site_scores(context.sites.evaluate(models), _order(context))
+    known = [score for score in scores["clients"] if score is not None]
+    if None in models or not known:
+        return scores
+    return {**scores, "best": max(known), "worst": min(known)}
+
+
+def validate_at_sites(
+    context: RunContext,
+    models: Mapping[int | None, Question],
+    name: str,
+    rounds: Mapping[int | None, int],
+) -> dict[str, Any] | None:
+    """Let sites score models on their own validation parts; see `fedloom.runs.evaluation.validate`."""
+    assert context.sites is not None
+    clock = Clock()
+    questions = {client: replace(question, test="validation") for client, question in models.items()}
+    answers = context.sites.evaluate(questions)
+    clock.lap("validation")
+    if not _scored(answers):
+        return None
+    scores = combine_site_scores(answers, _order(context))
+    tasks = list(scores["tasks"])
+    metric = HEADLINES[tasks[0]] if len(tasks) == 1 else "accuracy"
+    if (value := headline(scores)) is None:
+        return None
+    summary = {"score": value, "metric": metric, "examples": scores["examples"], "clients": scores["clients"]}
+    line = {"method": name, "client": None, "round": max(rounds.values()), **summary}
+    context.record.append("validation", {**line, "seconds": clock.seconds["validation"]})
+    return {**summary, "rounds": [rounds[client] for client in models]}
+
+
+def _order(context: RunContext) -> list[str]:
+    """Return the site of each client."""
+    clients = clients_by_site(context.plan, context.data.train)
+    return sorted(clients, key=clients.__getitem__)
 
 
 def combine_site_scores(answers: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> dict[str, Any]:
@@ -18,12 +70,12 @@ def combine_site_scores(answers: Mapping[str, Mapping[str, Any]], order: Sequenc
 
     Returns:
         Scores as `score_model` returns them. A score is the mean over the sites that sent it, weighted by their numbers of
-        examples, so accuracy is that over all examples. "sites" holds each site's answer.
+        examples, so accuracy is that over all examples. "examples" is the number of these, and "sites" holds each site's answer.
 
     Raises:
         UserError: No site sent scores.
     """
-    scored = {site: answer for site, answer in answers.items() if answer.get("scores", {}).get("tasks")}
+    scored = _scored(answers)
     if not scored:
         reasons = "; ".join(
             f"{site}: {answer.get('reason', 'it sends no scores')}" for site, answer in answers.items()
@@ -48,8 +100,14 @@ def combine_site_scores(answers: Mapping[str, Mapping[str, Any]], order: Sequenc
         "slices": {"both": scores},
         "clients": [next(iter(headlines.values()), None) for headlines in client_tasks],
         "client_tasks": client_tasks,
+        "examples": sum(answer["examples"] for answer in scored.values()),
         "sites": {site: dict(answer) for site, answer in answers.items()},
     }
+
+
+def _scored(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the answers of the sites that sent scores."""
+    return {site: answer for site, answer in answers.items() if answer.get("scores", {}).get("tasks")}
 
 
 def _headlines(answer: Mapping[str, Any]) -> dict[str, Any]:

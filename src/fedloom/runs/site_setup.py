@@ -52,6 +52,8 @@ def make_site(
     strategy: Strategy,
     folder: Path,
     validation: Validation | None = None,
+    *,
+    own_data: bool = False,
 ) -> Site:
     """Make a site of all clients of a plan.
 
@@ -63,6 +65,8 @@ def make_site(
         strategy: The stages.
         folder: The folder of the clients' memories, which has one folder for each method.
         validation: The examples that are kept out of training for choices, if any.
+        own_data: Whether clients are at sites that bring data of their own; a client that trains alone then does so there,
+            and nothing of its model leaves.
     """
     for (
         name
@@ -83,6 +87,8 @@ def make_site(
             SiteStage(settings, parts_of(tuned.layout, strategy, number, alone=alone, personal=personal))
             for number, settings in enumerate(of_strategy)
         ]
+        if not method.federated and trains_at_sites(method, own_data=own_data):
+            stages = [_alone(stage) for stage in stages]
         if (final := final_of(experiment, method)) is not None:
             # A client that trains alone has its model at its own server, which goes on from stage to stage.
             parts = stages[-1].parts if alone else _kept(stages[-1].parts)
@@ -110,6 +116,16 @@ def make_site(
         return QuestionExamples(examples, _presence(share), clause)
 
     return Site(tuned, experiment.seed, method_of, Files(folder), examples_of, experiment.evaluate)
+
+
+def trains_at_sites(method: Method, *, own_data: bool) -> bool:
+    """Return whether a method's clients train at their sites if these are on other machines.
+
+    Args:
+        method: The method.
+        own_data: Whether sites bring data of their own; if not, the server has all data and trains baselines itself.
+    """
+    return method.federated or (own_data and method.base == "local")
 
 
 def rounds_of(experiment: Experiment, strategy: Strategy) -> tuple[int, ...]:
@@ -170,6 +186,13 @@ def _settings_of(train: Train, final: Final) -> Train:
 def _kept(parts: Parts) -> Parts:
     """Return the parts of a stage from which nothing is reported, because what clients train stays with them."""
     return Parts(parts.down, Part(parts.up.size, ()), parts.down | parts.trained, parts.trained)
+
+
+def _alone(stage: SiteStage) -> SiteStage:
+    """Return a stage in which all clients train in every round, and nothing of their models is sent in either direction."""
+    nothing, whole = Part(stage.parts.up.size, ()), Part.whole(stage.parts.up.size)
+    parts = Parts(nothing, nothing, whole, stage.parts.trained)
+    return SiteStage(stage.settings.model_copy(update={"cohort": None}), parts)
 
 
 def clause_of(experiment: Experiment, method: Method) -> str | None:

@@ -18,6 +18,7 @@ from fedloom.models.compiled_layers import compiling
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import MACHINE
+from fedloom.runs.site_setup import trains_at_sites
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed
 from fedloom.wire.messages import Update
@@ -29,8 +30,10 @@ def local_backend(context: RunContext) -> InProcess:
 
 
 def backend_of(context: RunContext, name: str) -> Backend:
-    """Return the backend of a method's clients: sites on other machines if there are any and it is federated, else this one."""
-    if context.remote is not None and context.experiment.method(name).federated:
+    """Return the backend of a method's clients: sites on other machines if its clients train there, else this one."""
+    if context.remote is not None and trains_at_sites(
+        context.experiment.method(name), own_data=context.sites is not None
+    ):
         return context.remote
     return local_backend(context)
 

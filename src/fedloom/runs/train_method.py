@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from fedloom.engine.client_sampling import Schedule
 from fedloom.engine.rounds import Best, Training, TrainingState
 from fedloom.experiment.methods import ALONE, Method
 from fedloom.params import Part, intersection
-from fedloom.runs.evaluation import answer_test, validate
+from fedloom.runs import evaluation
+from fedloom.runs.evaluation import answer_test
 from fedloom.runs.modality_slices import slices_of
 from fedloom.runs.own_answers import trained_as
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import METHODS, stage_folder
+from fedloom.runs.site_scores import validate_at_sites
 from fedloom.runs.site_setup import algorithm_of, codecs_of
 from fedloom.runs.train_in_backend import backend_of, run_trainings
 from fedloom.tuning.strategy_parts import Parts, part_named
@@ -188,7 +190,7 @@ def questions_of(
     algorithm = _algorithm(context, method, stage)
     params = algorithm.broadcast(training_state.state).params
     own = algorithm.personal or context.site.method(name).stages[stage].parts.personal.count
-    if not method.federated or not own:
+    if not own:
         return {alone: Question(name, stage, params, alone)}
     since = training_state.since
     return {
@@ -229,6 +231,19 @@ def _best_questions(
         )
         for client in models
     }
+
+
+def validate(
+    context: RunContext,
+    models: Mapping[int | None, Question],
+    name: str,
+    rounds: Mapping[int | None, int],
+    alone: Mapping[int, Question] | None = None,
+) -> dict[str, Any] | None:
+    """Score models on the validation set, where its examples are; see `fedloom.runs.evaluation.validate`."""
+    if context.validation is not None and context.sites is not None:
+        return validate_at_sites(context, models, name, rounds)
+    return evaluation.validate(context, models, name, rounds, alone)
 
 
 def _validate(

@@ -44,12 +44,13 @@ def counts_of(examples: Sequence[Example]) -> dict[str, int]:
     return counts
 
 
-def blank_examples(site: str, counts: Mapping[str, int]) -> list[Example]:
+def blank_examples(site: str, counts: Mapping[str, int], first: int = 0) -> list[Example]:
     """Return blank examples for a site; their group is the site's name.
 
     Args:
         site: The site's name.
         counts: The number of examples of each of `KINDS`.
+        first: Number of the first one, which is part of its id.
     """
     held = [KINDS[kind] for kind in KINDS for _ in range(counts.get(kind, 0))]
     return [
@@ -62,7 +63,7 @@ def blank_examples(site: str, counts: Mapping[str, int]) -> list[Example]:
             group=site,
             task="vqa",
         )
-        for place, (image, text) in enumerate(held)
+        for place, (image, text) in enumerate(held, first)
     ]
 
 

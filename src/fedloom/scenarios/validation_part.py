@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedloom.data.duplicates import near_duplicate_keys
 from fedloom.data.loading import connected_groups, stratified_sample
+from fedloom.scenarios.declared_examples import plan_with_all_examples
 from fedloom.scenarios.plan import Plan, Share, build_plan, subset
 from fedloom.scenarios.plan_file import ROWS, SHOWN, plan_to_json
 from fedloom.seeds import stream
@@ -37,16 +38,13 @@ class Validation:
         examples: The list that the plan's indices point into.
         plan: The examples of each client, perhaps none; if the set is common, one share with all of them.
         source: The share of each client's training examples that is held out, or "published".
+        common: Whether every model is validated on all examples; else a client's own model is validated on that client's.
     """
 
     examples: Sequence[Example]
     plan: Plan
     source: float | str
-
-    @property
-    def common(self) -> bool:
-        """Whether every model is validated on all examples; else a client's own model is validated on that client's."""
-        return self.source == "published"
+    common: bool = False
 
     def share(self, client: int | None) -> Share:
         """Return the examples to validate a client's own model on; for None, those for a global model."""
@@ -86,7 +84,7 @@ def plan_and_validation(
     if not settings.validation:
         return plan, None
     if isinstance(settings.validation, str):
-        return plan, Validation(data.validation, _plan_of_all(data.validation), settings.validation)
+        return plan, common_validation(data.validation, settings.validation)
     trained, kept = hold_out(plan, data.train, settings.validation, seed)
     if not len(kept.indices):
         raise UserError(
@@ -97,7 +95,63 @@ def plan_and_validation(
     return trained, Validation(data.train, kept, settings.validation)
 
 
-def hold_out(plan: Plan, examples: Sequence[Example], share: float, seed: int) -> tuple[Plan, Plan]:
+def common_validation(examples: Sequence[Example], source: float | str) -> Validation:
+    """Return the validation set in which every model is validated on all examples."""
+    return Validation(examples, _plan_of_all(examples), source, common=True)
+
+
+def hold_out_at_site(data: DataSet, source: float | str, seed: int, site: str) -> DataSet:
+    """Return the data of a site with a share of its training examples as its validation part.
+
+    The draw depends on the site's name and data alone, since a site learns the number of its client only later.
+
+    Args:
+        data: The site's data.
+        source: The share, 0 ≤ share < 1; or "published" for the validation part that the data have already.
+        seed: The experiment's seed.
+        site: The site's name.
+    """
+    if isinstance(source, str):
+        return data
+    if not source:
+        return replace(data, validation=())
+    plan = plan_with_all_examples(data.train, 1)
+    parts = hold_out(plan, data.train, source, seed, f"validation at {site}")
+    train, validation = ([data.train[index] for index in part.indices.tolist()] for part in parts)
+    return replace(data, train=tuple(train), validation=tuple(validation))
+
+
+def plan_over_sites(
+    data: DataSet, settings: Data, scenario: Scenario, seed: int
+) -> tuple[Plan, Validation | None]:
+    """Divide blank examples among sites; see `plan_and_validation`.
+
+    Args:
+        data: Blank examples in `train`; those in `validation`, too, stand for validation examples at sites.
+        settings: `validation` is used.
+        scenario: The scenario, which divides examples by site.
+        seed: The experiment's seed.
+
+    Raises:
+        UserError: `build_plan` fails, or no site has a validation example although the settings ask for some.
+    """
+    plan = build_plan(data.train, scenario, seed)
+    if not settings.validation:
+        return plan, None
+    if not data.validation:
+        raise UserError(
+            f"data.validation is {settings.validation}, but no site has enough examples to hold one out: examples with "
+            "an image, a text or a record in common stay together; take a larger share"
+        )
+    held = {example.id for example in data.validation}
+    out = np.array([data.train[index].id in held for index in plan.indices.tolist()], bool)
+    kept = subset(plan, out, data.train)
+    return subset(plan, ~out, data.train), Validation(data.train, kept, settings.validation)
+
+
+def hold_out(
+    plan: Plan, examples: Sequence[Example], share: float, seed: int, purpose: str = "validation"
+) -> tuple[Plan, Plan]:
     """Hold out a share of each client's examples, with similar answers and with near-duplicates in one part.
 
     Near-duplicates (`fedloom.data.duplicates.near_duplicate_keys`) of all clients are in one part: no client validates on
@@ -110,6 +164,7 @@ def hold_out(plan: Plan, examples: Sequence[Example], share: float, seed: int) -
         examples: The list that the plan was built for.
         share: Share of each client's examples, 0 < share < 1; met as closely as near-duplicates allow.
         seed: The experiment's seed.
+        purpose: The name of the clients' random streams.
 
     Returns:
         (training examples, validation examples), both in the plan's order and with the same modalities seen.
@@ -126,7 +181,7 @@ def hold_out(plan: Plan, examples: Sequence[Example], share: float, seed: int) -
         own = np.arange(plan.offsets[client], plan.offsets[client + 1])
         free = own[~decided[group_of[own]]]
         count = round(share * size) - int(out[own].sum())
-        for number in _draw_groups(held, free, group_of, count, stream(seed, "validation", client=client)):
+        for number in _draw_groups(held, free, group_of, count, stream(seed, purpose, client=client)):
             holders = Counter(client_of[groups[number]].tolist())
             if all(left[holder] > taken for holder, taken in holders.items()):
                 out[groups[number]] = True
@@ -160,15 +215,22 @@ def _plan_of_all(examples: Sequence[Example]) -> Plan:
     return subset(plan, whole, examples)
 
 
-def plan_json(plan: Plan, examples: Sequence[Example], validation: Validation | None) -> dict[str, Any]:
+def plan_json(
+    plan: Plan, examples: Sequence[Example], validation: Validation | None, *, blank: bool = False
+) -> dict[str, Any]:
     """Return the contents of `plan.json`: the plan, and the validation set if there is one.
 
     Args:
         plan: The training examples of each client.
         examples: The training examples.
         validation: The validation set.
+        blank: Whether the examples are blank; then there are no figures about labels and words, which only sites know.
     """
     value = plan_to_json(plan, examples)
+    if blank:
+        unknown = dict.fromkeys(("labels", "words", "total_variation", "jensen_shannon"))
+        value["card"] |= {"labels": None, "words": None}
+        value["clients"] = [row | unknown for row in value["clients"]]
     return value if validation is None else {**value, "validation": validation_json(validation)}
 
 

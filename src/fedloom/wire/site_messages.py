@@ -79,7 +79,10 @@ class SiteMessage:
         if zlib.crc32(memoryview(content)[START.size :]) != checksum:
             raise ValueError("the message was damaged on its way")
         head, *parts = _parts(content)
-        values = json.loads(head)
+        try:
+            values = json.loads(head)
+        except RecursionError:
+            raise ValueError("the head of the message is nested too deeply") from None
         if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
             raise ValueError("the message has no kind")
         return SiteMessage(values.pop("kind"), values, tuple(parts))
