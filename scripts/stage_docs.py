@@ -3,7 +3,7 @@
 Links between pages work in the repository as they are. On the site, all pages stand in one folder, so links that leave
 docs/ are rewritten here, and other files that pages link to are copied.
 
-    python scripts/stage_docs.py
+Run it with `python scripts/stage_docs.py`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def place_of(path: PurePosixPath) -> PurePosixPath:
 
 
 def rewrite(text: str, page: PurePosixPath) -> str:
-    """Return a page with the links that it needs on the site.
+    """Return a page with the links that it needs on the site, and without the notes to the tests of its code.
 
     Args:
         text: The page as it is in the repository.
@@ -60,7 +60,7 @@ def rewrite(text: str, page: PurePosixPath) -> str:
         there = place_of(PurePosixPath(os.path.normpath(page.parent / target)))
         return f"{match[1]}{os.path.relpath(there, here)}{match[3]}"
 
-    return LINK.sub(link, text)
+    return re.sub(r"^(```\w+) notest.*$", r"\1", LINK.sub(link, text), flags=re.MULTILINE)
 
 
 def pages() -> list[PurePosixPath]:
