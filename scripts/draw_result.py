@@ -1,6 +1,6 @@
 """Draw the accuracy of a run's methods as an SVG, such as the picture in README.
 
-python scripts/draw_result.py runs/quickstart-1a2b3c4d docs/figures/quickstart.svg
+Run it with `python scripts/draw_result.py runs/quickstart-1a2b3c4d docs/figures/quickstart.svg`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write docs/reference/config.md: every key of an experiment and of a site's allow.yaml, from their schemas.
 
-python scripts/make_config_reference.py
+Run it with `python scripts/make_config_reference.py`.
 """
 
 from __future__ import annotations
