@@ -2,6 +2,7 @@
 # make test         run the tests
 # make test-slow    run the tests that take long: faults at many points of a run
 # make check        lint, types, layers
+# make docs         build the docs site, build/site/index.html
 # make bench [ONLY="P4 P6"]  compare with plain loops and other frameworks; see benchmarks/README.md
 # make clean        remove the environment and run folders
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow check bench clean
+.PHONY: quickstart test test-slow check docs bench clean
 
 quickstart: $(VENV)/run
 	$(BIN)/fedloom run quickstart
@@ -28,6 +29,12 @@ check: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest tests/test_layers.py
+
+docs: $(VENV)/dev
+	$(BIN)/python scripts/make_config_reference.py
+	$(BIN)/python scripts/stage_docs.py
+	$(BIN)/zensical build --strict
+	@echo "Open build/site/index.html."
 
 # torch comes first and by itself: what is installed after it finds it there and asks for no other build.
 $(VENV)/torch: constraints.txt

@@ -73,13 +73,11 @@ def decoder_inputs(
         for row, length in enumerate(rows.lengths):
             block = family.blocks(model, rows.ids[row, :length])
             within[row, :length, :length] = (block[:, None] == block) & (block >= 0)
-    inputs["attention_mask"] = (
-        vlm.send(rows.mask)
-        if allowed is None
-        else attention_mask(
-            vlm, *(one if one is None else vlm.send(one) for one in (allowed, position, within))
-        )
-    )
+    if allowed is None:
+        inputs["attention_mask"] = vlm.send(rows.mask)
+    else:
+        others = (one if one is None else vlm.send(one) for one in (position, within))
+        inputs["attention_mask"] = attention_mask(vlm, vlm.send(allowed), *others)
     if family.positions is not None:
         position = _axes(vlm, rows, position)
     if position is not None:

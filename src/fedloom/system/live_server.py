@@ -44,7 +44,7 @@ def live_server(port: int, state: Callable[[], dict[str, Any]]) -> tuple[Threadi
             self._answer(body=False)
 
         def _answer(self, *, body: bool) -> None:
-            own = self.server.server_address[1]
+            _, own, *_ = self.server.socket.getsockname()
             parts = urlsplit(self.path)
             given = parse_qs(parts.query).get("token", [""])[0]
             # A page of another origin that resolves its name to this machine still sends its own name.

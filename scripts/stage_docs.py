@@ -1,0 +1,85 @@
+"""Write the pages of the docs site to build/docs, from docs/ and the pages that stand elsewhere in the repository.
+
+Links between pages work in the repository as they are. On the site, all pages stand in one folder, so links that leave
+docs/ are rewritten here, and other files that pages link to are copied.
+
+Run it with `python scripts/stage_docs.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).parent.parent
+STAGE = ROOT / "build/docs"
+
+ELSEWHERE = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "benchmarks/README.md": "speed.md",
+    "NOTICE": "notice.txt",
+    "LICENSE": "license.txt",
+    "CITATION.cff": "citation.txt",
+}
+"""File outside docs/ → its place on the site."""
+
+LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
+
+
+def place_of(path: PurePosixPath) -> PurePosixPath:
+    """Return where a file of the repository is on the site; a folder stands for its README."""
+    if (ROOT / path).is_dir():
+        path = next(one for name in ("README.md", "index.md") if (ROOT / (one := path / name)).exists())
+    if str(path) in ELSEWHERE:
+        return PurePosixPath(ELSEWHERE[str(path)])
+    if path.is_relative_to("docs"):
+        return path.relative_to("docs")
+    raise ValueError(f"{path} is not on the site; add it to ELSEWHERE in scripts/stage_docs.py")
+
+
+def rewrite(text: str, page: PurePosixPath) -> str:
+    """Return a page with the links that it needs on the site, and without the notes to the tests of its code.
+
+    Args:
+        text: The page as it is in the repository.
+        page: Its path in the repository.
+
+    Raises:
+        ValueError: It links to a file that has no place on the site.
+    """
+    here = place_of(page).parent
+
+    def link(match: re.Match[str]) -> str:
+        target = match[2]
+        if re.match(r"[a-z]+:", target):
+            return match[0]
+        there = place_of(PurePosixPath(os.path.normpath(page.parent / target)))
+        return f"{match[1]}{os.path.relpath(there, here)}{match[3]}"
+
+    return re.sub(r"^(```\w+) notest.*$", r"\1", LINK.sub(link, text), flags=re.MULTILINE)
+
+
+def pages() -> list[PurePosixPath]:
+    """Return the paths of all files of the site in the repository."""
+    docs = [path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*") if path.is_file()]
+    return sorted(map(PurePosixPath, [*docs, *(name for name in ELSEWHERE if (ROOT / name).exists())]))
+
+
+def stage(folder: Path = STAGE) -> None:
+    """Write all pages to a folder, which is emptied first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for page in pages():
+        there = folder / place_of(page)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if page.suffix == ".md":
+            there.write_text(rewrite((ROOT / page).read_text(encoding="utf-8"), page), encoding="utf-8")
+        else:
+            shutil.copyfile(ROOT / page, there)
+
+
+if __name__ == "__main__":
+    stage()
