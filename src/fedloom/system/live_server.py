@@ -44,7 +44,7 @@ def live_server(port: int, state: Callable[[], dict[str, Any]]) -> tuple[Threadi
             self._answer(body=False)
 
         def _answer(self, *, body: bool) -> None:
-            _, own, *_ = self.server.socket.getsockname()
+            own = server.server_port
             parts = urlsplit(self.path)
             given = parse_qs(parts.query).get("token", [""])[0]
             # A page of another origin that resolves its name to this machine still sends its own name.
@@ -94,7 +94,7 @@ def live_server(port: int, state: Callable[[], dict[str, Any]]) -> tuple[Threadi
             f"port {port} cannot be used ({error.strerror}); give another one with --port"
         ) from None
     server.daemon_threads = True
-    return server, f"http://{HOST}:{server.server_address[1]}/?token={token}"
+    return server, f"http://{HOST}:{server.server_port}/?token={token}"
 
 
 def _state(state: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from torch import nn
 
 from fedloom.config.old_spellings import current_name
 from fedloom.models.added_models import ADDED, find_added
-from fedloom.models.load_model import BUNDLED, Vlm
 from fedloom.models.linear_layers import plain_weight
+from fedloom.models.load_model import BUNDLED, Vlm
 from fedloom.params import Layout, Params
+from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_atomic
 from fedloom.system.manifest import Manifest, write_manifest
-from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import PEFT_PREFIX, Tuned, adapted_modules, release
 from fedloom.tuning.strategies import LoRA, Stage
 from fedloom.version import __version__
@@ -182,7 +182,9 @@ def merge_adapters(tuned: Tuned, params: Params) -> None:
         UserError: A layer is quantized, so that nothing can be added to its weight.
     """
     if any(plain_weight(layer.base) is None for layer in tuned.adapters.values()):
-        raise UserError("adapters cannot be merged into quantized layers; export the adapter without --merged")
+        raise UserError(
+            "adapters cannot be merged into quantized layers; export the adapter without --merged"
+        )
     tuned.write(params)
     for layer in tuned.adapters.values():
         update = layer.scale * (layer.lora_b.double() @ layer.lora_a.double())
