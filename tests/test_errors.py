@@ -45,7 +45,8 @@ def test_too_little_memory_is_recognized_in_every_library() -> None:
     assert "memory ran out" in (user_message(caught.value) or "")
     assert "memory ran out" in (user_message(MemoryError()) or "")
     assert "memory ran out" in (user_message(OSError(errno.ENOMEM, "Cannot allocate memory")) or "")
-    assert "memory ran out" in (user_message(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")) or "")
+    card = user_message(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"))
+    assert "memory of the accelerator ran out" in (card or "")
 
 
 @pytest.mark.parametrize(

@@ -338,7 +338,10 @@ def test_the_digest_sees_every_key(path):
         base["data"]["validation"] = 0.1
     if path == ("evaluate", "metrics"):
         base["plugins"] = [Plugins.of(metrics={another(path)[0]: lambda example, answer: 1.0})]
-    changed = {**base, section: {**base.get(section, {}), key: "en" if key == "variant" else another(path)}}
+    value = {"variant": "en", "precision": "bfloat16"}.get(key) or another(
+        path
+    )  # float32 is what auto means here
+    changed = {**base, section: {**base.get(section, {}), key: value}}
     differs = Experiment(**changed).digest != Experiment(**base).digest
     assert differs is (section != "engine")  # how fast a run is does not make it another
 

@@ -148,7 +148,7 @@ def served(followed: Any) -> Iterator[tuple[str, str]]:
 def ask(
     place: str, path: str, method: str = "GET", host: str | None = None
 ) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(place, timeout=10)
+    connection = http.client.HTTPConnection(place, timeout=120)
     connection.request(method, path, headers={"Host": host or place})
     answer = connection.getresponse()
     return answer.status, {key.lower(): value for key, value in answer.getheaders()}, answer.read()

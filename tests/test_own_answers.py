@@ -8,14 +8,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from tests.clients import all_parts
 
 from fedloom.algorithms.compose import make
 from fedloom.experiment.experiment import Experiment
-from fedloom.params import Layout
 from fedloom.runs.modality_slices import client_scores
 from fedloom.runs.own_answers import choose_answers, label_counts, require_options, trained_as
-from fedloom.runs.server_run import _require_global_models
+from fedloom.runs.server_run import over_sites
 from fedloom.scenarios.plan import Plan
 from fedloom.system.errors import UserError
 from fedloom.tasks.score_answers import Answers, take
@@ -165,15 +163,6 @@ def test_a_prior_needs_questions_with_options() -> None:
 
 
 def test_sites_with_data_of_their_own_are_not_asked_for_their_clients_choice() -> None:
-    layout = Layout.of({"connector/w": (2,)})
-    stages = [SimpleNamespace(parts=all_parts(layout.size))]
-    site = SimpleNamespace(method=lambda name: SimpleNamespace(stages=stages))
-    for name in ("fedavg", "fedavg+prior"):
-        context = SimpleNamespace(
-            experiment=experiment(name), site=site, tuned=SimpleNamespace(layout=layout)
-        )
-        if name == "fedavg":
-            _require_global_models(cast("Any", context))
-        else:
-            with pytest.raises(UserError, match=r"fedavg\+prior clients choose their own answers"):
-                _require_global_models(cast("Any", context))
+    assert over_sites(experiment("fedavg"), 2, "sites").scenario.clients == 2
+    with pytest.raises(UserError, match=r"with fedavg\+prior clients choose their own answers"):
+        over_sites(experiment("fedavg+prior"), 2, "sites")

@@ -17,7 +17,7 @@ from fedloom.algorithms import SERVERS
 from fedloom.client import backpropagation
 from fedloom.experiment.experiment import Experiment
 from fedloom.runs import run_setup
-from fedloom.runs.single_run import resume_run, run_experiment
+from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError, user_errors
 from fedloom.system.manifest import read_sealed
 from fedloom.system.progress import Progress
@@ -183,7 +183,7 @@ def test_auto_and_float32_are_one_experiment_on_processors(tiny_model: Path, tmp
 def test_a_card_without_memory_ends_the_run_with_advice(
     rows: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No client is left out, and no batch changed: results would depend on the memory that is free. The run can go on."""
+    """No client is left out, and no batch changed: results would depend on the memory that is free. The same run can begin again."""
     here = experiment(tiny_model, train={"rounds": 1}, engine={"side_by_side": rows})
     losses = backpropagation.answer_losses
 
@@ -196,7 +196,7 @@ def test_a_card_without_memory_ends_the_run_with_advice(
         with pytest.raises(UserError, match=advice), user_errors():
             run_experiment(here, tmp_path, Progress(None))
         monkeypatch.setattr(backpropagation, "answer_losses", losses)
-        assert resume_run(tmp_path, Progress(None))["scores"]
+        assert run_experiment(here, tmp_path, Progress(None))["scores"]
 
 
 def test_large_base_models_are_not_kept_beside_each_other(

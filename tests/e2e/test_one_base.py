@@ -47,11 +47,11 @@ def experiment(strategy: str, seed: int, **model: Any) -> Experiment:
 
 
 def outcome(value: Experiment, folder: Path, models: dict[str, Any]) -> dict[str, Any]:
-    """Run an experiment; return its result without times, and the bytes of its adapter's files."""
+    """Run an experiment; return its result without times, and the bytes of its adapter's weights."""
     result = run_experiment(value, folder, Progress(None), models)
     place = folder / "adapter"
-    files = {str(one.relative_to(place)): one.read_bytes() for one in place.rglob("*") if one.is_file()}
-    assert any(name.endswith(".safetensors") for name in files)
+    files = {str(one.relative_to(place)): one.read_bytes() for one in place.rglob("*.safetensors")}
+    assert files
     return {"result": {key: one for key, one in result.items() if key != "seconds"}, **files}
 
 

@@ -105,7 +105,7 @@ def test_equal_trainings_ran_once(run: tuple[Path, dict[str, Any]]) -> None:
 def test_a_run_that_is_interrupted_between_two_methods_with_one_training_goes_on(
     run: tuple[Path, dict[str, Any]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, ends = method_results.model_scores, [True]
+    real, ends = method_results.global_scores, [True]
 
     def interrupted(context: Any, models: Any, name: str, *rest: Any, **others: Any) -> Any:
         if name == "fedavg+prior" and ends.pop():
@@ -113,7 +113,7 @@ def test_a_run_that_is_interrupted_between_two_methods_with_one_training_goes_on
         return real(context, models, name, *rest, **others)
 
     methods = ["fedavg+prior", "fedavg"]
-    monkeypatch.setattr(method_results, "model_scores", interrupted)
+    monkeypatch.setattr(method_results, "global_scores", interrupted)
     with pytest.raises(KeyboardInterrupt):
         go(tiny_model, tmp_path / "run", methods)
     ends[:] = [False]

@@ -61,7 +61,7 @@ def places() -> Iterator[tuple[int, Behind]]:
 
 
 def asked(port: int, content: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         connection.sendall(content)
         found = b""
         while more := connection.recv(65536):

@@ -50,6 +50,9 @@ def test_hostile_input_ends_with_a_message(
     assert printable(message) == message
     assert len(message) < 50_000
     assert "fedloom: all is well" not in message.splitlines()
-    # Every line is ours: it says who speaks, or belongs to the one before. Usage errors are typer's.
+    # Every line is ours: it says who speaks, belongs to the one before, or is of the stage that had begun. Usage errors are typer's.
     if not message.startswith("Usage:"):
-        assert all(re.match(r"fedloom: |  |1 cell in ", line) for line in message.splitlines())
+        assert all(
+            re.match(r"fedloom: |  |1 cell in |loading data and model: ", line)
+            for line in message.splitlines()
+        )

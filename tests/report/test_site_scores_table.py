@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fedloom.report.findings import run_findings, short_summary
-from fedloom.report.score_tables import score_table, terminal_table
+from fedloom.report.score_tables import score_table
 from fedloom.report.site_scores_table import OVER_SITES, site_scores_table
+from fedloom.report.terminal_summary import terminal_table
 
 
 def scored(own: dict[str, tuple[int, float] | None], **more: float) -> dict[str, Any]:

@@ -214,8 +214,8 @@ class Model(Section):
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Precision of the frozen language model; adapters are always float32. auto is float32 on processors, and "
-        "on cards bfloat16, or float16 where a card lacks it.",
+        description="Precision of the frozen language model, while adapters are always float32; auto is float32 on "
+        "processors, and on cards bfloat16, or float16 where a card lacks it.",
     )
     threads: Count | None = Field(
         default=None, description="Number of CPU threads; null leaves the choice to torch."
