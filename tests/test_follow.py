@@ -39,7 +39,12 @@ def followed(
         io.StringIO(),
     )
     value = experiment(
-        tiny_model, methods=["zero-shot", "fedavg"], algorithms={}, evaluate={"every": 1}, train={"rounds": 2}
+        tiny_model,
+        methods=["zero-shot", "fedavg"],
+        algorithms={},
+        evaluate={"every": 1},
+        train={"rounds": 2},
+        engine={"cache": False},  # in which other tests may have left the features
     )
 
     def breaks(line: Mapping[str, Any]) -> None:

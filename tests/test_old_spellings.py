@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+import fedloom
 from fedloom.config.old_spellings import KEYS, NAMES
 from fedloom.config.validation_errors import check_document
 from fedloom.config.yaml_document import read_document
@@ -41,7 +42,16 @@ def test_no_old_module_hides_a_name_of_a_package(old):
     """Importing a module sets it as an attribute of its package."""
     package, _, stem = f"fedloom.{old}".rpartition(".")
     held = vars(import_module(package)).get(stem)
-    assert held is None or isinstance(held, ModuleType)
+    assert held is None or isinstance(held, ModuleType) or stem in fedloom.__all__  # see the next test
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) & set(fedloom.__all__)))
+def test_a_function_can_be_called_after_the_old_module_of_its_name_was_imported(name, monkeypatch):
+    monkeypatch.setattr(fedloom, name, lambda value: ("called", value))
+    sys.modules.pop(f"fedloom.{name}", None)
+    with pytest.warns(DeprecationWarning):
+        import_module(f"fedloom.{name}")
+    assert getattr(fedloom, name)(3) == ("called", 3)
 
 
 def test_old_names_inside_modules():

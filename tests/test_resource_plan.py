@@ -125,7 +125,7 @@ def test_a_run_keeps_the_prediction_beside_what_was_measured(tiny_model: Path, t
     lines = {line["kind"]: line for line in RunLog(tmp_path / "run" / "record.jsonl")}
     assert "failed" not in lines["plan"]
     assert lines["plan"]["bytes"]["fedavg"]["up"] > 0
-    assert lines["end"]["peak_bytes"] > lines["plan"]["program"] > 0
+    assert lines["end"]["peak_bytes"] >= lines["plan"]["program"] > 0
     assert lines["end"]["seconds"] > 0
 
 

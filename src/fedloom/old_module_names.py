@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -197,11 +197,26 @@ class _Finder(MetaPathFinder):
         return spec_from_loader(fullname, _Old()) if fullname != old and old in MODULES else None
 
 
+class _Hiding(ModuleType):
+    """An old module, which Python puts in the place of a function of its package, and which is called as that function."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        super().__init__(name)
+        self._function = function
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Call the function."""
+        return self._function(*arguments, **named)
+
+
 class _Old(Loader):
     """Loader of an old module, which looks up its names in the new ones."""
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        """Return None, so that Python makes an empty module."""
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Return None, so that Python makes an empty module, or a callable one where it hides a function of its name."""
+        package, _, name = spec.name.rpartition(".")
+        function = vars(sys.modules[package]).get(name)
+        return _Hiding(spec.name, function) if callable(function) else None
 
     def exec_module(self, module: ModuleType) -> None:
         """Make the module look up its names in those that replace it."""

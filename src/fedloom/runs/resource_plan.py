@@ -23,6 +23,7 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import ALONE
 from fedloom.models.empty_model import weight_bytes
 from fedloom.models.longest_example import longest
+from fedloom.models.precision import device_of, precision_of
 from fedloom.models.step_sizes import SLOWER, step_sizes
 from fedloom.params import Part
 from fedloom.runs.site_setup import algorithm_of
@@ -130,7 +131,7 @@ def predict(
         for name in experiment.methods
         if experiment.method(name).base == base
     ]
-    weights = weight_bytes(site.tuned.vlm, experiment.model.precision)
+    weights = weight_bytes(site.tuned.vlm, _precision(experiment))
     program = resident_bytes()
     groups = _groups(site, trains[0]) if trains else {}
     classes = [
@@ -198,7 +199,7 @@ def _client_class(
     trained = key[1].count if key[1] is not None else site.tuned.layout.size
     sizes = step_sizes(vlm, _adapter_values(site))
     recompute = recompute or experiment.engine.recompute == "always"
-    width = getattr(torch, experiment.model.precision).itemsize
+    width = getattr(torch, _precision(experiment)).itemsize
     steps = steps_of(settings, max(counts))
     return ClientClass(
         len(members),
@@ -384,3 +385,8 @@ def _size(grid: tuple[int, ...]) -> int:
     for side in grid:
         size *= side
     return size
+
+
+def _precision(experiment: Experiment) -> str:
+    """Return the data type in which the language model computes here."""
+    return precision_of(experiment.model.precision, device_of(experiment.model.device))
