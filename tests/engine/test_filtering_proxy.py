@@ -30,7 +30,7 @@ class Behind:
             except OSError:
                 return
             with connection:
-                connection.settimeout(2)
+                connection.settimeout(60)
                 content = b""
                 try:
                     while not self._whole(content):
