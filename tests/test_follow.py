@@ -76,6 +76,13 @@ def test_every_phase_has_a_stage(followed: Any) -> None:
         assert re.search(rf"^{stage}: done", printed, re.MULTILINE), stage
 
 
+def test_clients_own_models_are_evaluated_in_a_stage_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
+    printed = io.StringIO()
+    value = experiment(tiny_model, methods=["local"], algorithms={}, train={"rounds": 1})
+    run_experiment(value, tmp_path, Progress(printed))
+    assert re.search(r"^local, evaluation: begins, [1-9]\d* step", printed.getvalue(), re.MULTILINE)
+
+
 def test_the_state_of_a_run_is_that_of_its_log(followed: Any) -> None:
     folder, lines, _ = followed
     state = progress_of(folder)

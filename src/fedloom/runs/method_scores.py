@@ -58,6 +58,7 @@ def own_scores(
         return scores_at_sites(context, models)
     scores: list[dict[str, Any]] = []
     together = _together(context)
+    _begin_evaluation(context, name, -(-len(models) // together))
     for start in range(0, len(models), together):
         scores += model_scores(
             context, dict(list(models.items())[start : start + together]), name, rounds, alone
