@@ -215,7 +215,7 @@ class Federation:
         return self._layout
 
     def leave(self) -> None:
-        """Tell every site that the run is over, and wait for confirmation for at most `LEAVE_SECONDS`."""
+        """Announce the end of the run to every site, and wait for confirmation for at most `LEAVE_SECONDS`."""
         end, content = self.now() + LEAVE_SECONDS, SiteMessage("end").to_bytes()
         try:
             nodes = [one.node for one in self.sites.values()]

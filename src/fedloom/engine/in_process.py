@@ -151,3 +151,30 @@ def _shape(job: Job) -> tuple[int, float, float]:
         images / count,
         sum(len(conversation.user) for conversation in job.conversations) / count,
     )
+
+
+@dataclass(frozen=True)
+class TrainsElsewhere:
+    """The part of a backend that trains in other processes and does everything else in this one.
+
+    Attributes:
+        inner: The site in this process, the number of clients that train side by side, and what is called after updates.
+    """
+
+    inner: InProcess
+
+    def start(self, method: str) -> Params:
+        """See `Backend`."""
+        return self.inner.start(method)
+
+    def describe(self, method: str) -> Sequence[Profile]:
+        """See `Backend`."""
+        return self.inner.describe(method)
+
+    def answer(self, questions: Sequence[Question]) -> list[Answers]:
+        """See `Backend`."""
+        return self.inner.answer(questions)
+
+    def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
+        """See `Backend`."""
+        return self.inner.measure(assignments, probe)

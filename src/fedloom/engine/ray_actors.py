@@ -21,14 +21,12 @@ from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import Any
 
-from fedloom.client.site import Profile, Question, Site
-from fedloom.engine.in_process import WINDOW, InProcess
+from fedloom.client.site import Site
+from fedloom.engine.in_process import WINDOW, InProcess, TrainsElsewhere
 from fedloom.engine.ray_cluster import ActorRequest, actor_count, connect, import_ray
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
-from fedloom.params import Params
 from fedloom.system.errors import UserError, error_sentence, first_line
 from fedloom.system.timing import Clock
-from fedloom.tasks.score_answers import Answers
 from fedloom.wire.framing import prepend_field, split_field
 from fedloom.wire.messages import Answer, Assignment, Missing, Update, answer_from_bytes
 
@@ -234,7 +232,7 @@ class Actors:
 
 
 @dataclass(frozen=True)
-class RayActors:
+class RayActors(TrainsElsewhere):
     """A backend that trains in Ray's actors and does everything else in this process.
 
     Attributes:
@@ -243,25 +241,8 @@ class RayActors:
         recompute: Whether layers are recomputed.
     """
 
-    inner: InProcess
     actors: Actors
     recompute: bool = False
-
-    def start(self, method: str) -> Params:
-        """See `Backend`."""
-        return self.inner.start(method)
-
-    def describe(self, method: str) -> Sequence[Profile]:
-        """See `Backend`."""
-        return self.inner.describe(method)
-
-    def answer(self, questions: Sequence[Question]) -> list[Answers]:
-        """See `Backend`."""
-        return self.inner.answer(questions)
-
-    def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
-        """See `Backend`."""
-        return self.inner.measure(assignments, probe)
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
         """Train clients and yield their updates as they are done; a client that raises, or kills actors, is `Missing`."""

@@ -7,7 +7,6 @@ precede each request and reply. If a site ends early, its clients are missing an
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -22,8 +21,8 @@ from fedloom.tasks import UNPARSED
 from fedloom.tasks.score_answers import Answers
 from fedloom.wire.framing import prepend_field, split_field
 from fedloom.wire.messages import Answer, Assignment, Missing, answer_from_bytes
+from fedloom.wire.site_messages import receive_bytes, send_bytes
 
-SIZE = struct.Struct("<Q")
 START, DESCRIBE, TRAIN, MEASURE, ANSWER = b"sdtma"
 
 
@@ -82,10 +81,10 @@ class Remote:
         return self._receive()
 
     def _send(self, kind: int, content: bytes) -> None:
-        _write(self.requests, bytes([kind]) + content)
+        send_bytes(self.requests, bytes([kind]) + content)
 
     def _receive(self) -> bytes:
-        return _read(self.replies)
+        return receive_bytes(self.replies)
 
 
 def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[bytes]) -> None:
@@ -100,14 +99,14 @@ def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[byt
     questions = list[Question]()
     while True:
         try:
-            request = _read(requests)
+            request = receive_bytes(requests)
         except EOFError:
             return
         kind, content = request[0], request[1:]
         if kind == START:
-            _write(replies, Assignment("", 0, 0, 0, backend.start(content.decode())).to_bytes())
+            send_bytes(replies, Assignment("", 0, 0, 0, backend.start(content.decode())).to_bytes())
         elif kind == DESCRIBE:
-            _write(replies, json.dumps(list(backend.describe(content.decode()))).encode())
+            send_bytes(replies, json.dumps(list(backend.describe(content.decode()))).encode())
         elif kind in (TRAIN, MEASURE):
             probe, message = split_field(content)
             assignments = [Assignment.from_bytes(message, layout)]
@@ -116,11 +115,11 @@ def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[byt
                 if kind == TRAIN
                 else backend.measure(assignments, probe.decode())
             )
-            _write(replies, answer.to_bytes())
+            send_bytes(replies, answer.to_bytes())
         elif content:
             questions.append(question_from_bytes(content, layout))
         else:
-            _write(
+            send_bytes(
                 replies,
                 json.dumps([answers_to_plain(answers) for answers in backend.answer(questions)]).encode(),
             )
@@ -173,25 +172,3 @@ def answers_from_plain(values: list[Any]) -> Answers:
         tuple(replies),
         form,
     )
-
-
-def _write(stream: IO[bytes], content: bytes) -> None:
-    stream.write(SIZE.pack(len(content)))
-    stream.write(content)
-    stream.flush()
-
-
-def _read(stream: IO[bytes]) -> bytes:
-    """Read a request or reply.
-
-    Raises:
-        EOFError: The other side has ended.
-    """
-    head = stream.read(SIZE.size)
-    if len(head) < SIZE.size:
-        raise EOFError("it has ended")
-    (size,) = SIZE.unpack(head)
-    content = stream.read(size)
-    if len(content) < size:
-        raise EOFError("it has ended")
-    return content

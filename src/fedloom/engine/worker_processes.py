@@ -16,14 +16,12 @@ from functools import partial
 from itertools import islice
 
 from fedloom.client.learning_rate import steps_of
-from fedloom.client.site import Profile, Question
 from fedloom.engine.client_order import WAITING_BYTES
-from fedloom.engine.in_process import InProcess, ignore
+from fedloom.engine.in_process import InProcess, TrainsElsewhere, ignore
 from fedloom.models.batches import encode
-from fedloom.params import Layout, Params
+from fedloom.params import Layout
 from fedloom.system.processes import run_forked, run_threaded, threads_per_process
 from fedloom.system.timing import Clock
-from fedloom.tasks.score_answers import Answers
 from fedloom.tuning.adapters import Tuned
 from fedloom.wire.framing import prepend_field, split_field
 from fedloom.wire.messages import Answer, Assignment, Missing, Update, answer_from_bytes
@@ -36,7 +34,7 @@ Timed = tuple[Answer, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Workers:
+class Workers(TrainsElsewhere):
     """A backend that divides the cohort among copies of this process, or among several devices.
 
     Attributes:
@@ -46,25 +44,8 @@ class Workers:
             copied.
     """
 
-    inner: InProcess
     count: int
     replicas: tuple[Tuned, ...] = ()
-
-    def start(self, method: str) -> Params:
-        """See `Backend`."""
-        return self.inner.start(method)
-
-    def describe(self, method: str) -> Sequence[Profile]:
-        """See `Backend`."""
-        return self.inner.describe(method)
-
-    def answer(self, questions: Sequence[Question]) -> list[Answers]:
-        """See `Backend`."""
-        return self.inner.answer(questions)
-
-    def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
-        """See `Backend`."""
-        return self.inner.measure(assignments, probe)
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
         """Train clients and yield their updates in the order of `assignments`.

@@ -92,16 +92,30 @@ class ClientFigures:
 
 
 @dataclass(frozen=True, eq=False)
-class FinishedRun(Mapping[str, Any]):
-    """A finished run; as a mapping, it is the content of `result.json`.
+class ResultFolder(Mapping[str, Any]):
+    """The folder of a run or of a sweep; as a mapping, it is the content of `result.json`.
 
     Attributes:
-        folder: The run folder.
+        folder: The folder.
         result: The content of its `result.json`.
     """
 
     folder: Path
     result: Mapping[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.result[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.result)
+
+    def __len__(self) -> int:
+        return len(self.result)
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRun(ResultFolder):
+    """A finished run."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -177,15 +191,6 @@ class FinishedRun(Mapping[str, Any]):
         from fedloom.runs.saved_models import open_models
 
         return open_models(self.folder)
-
-    def __getitem__(self, key: str) -> Any:
-        return self.result[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.result)
-
-    def __len__(self) -> int:
-        return len(self.result)
 
     def __repr__(self) -> str:
         return f"FinishedRun({str(self.folder)!r}: {', '.join(self.result.get('scores', ()))})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from fedloom.config.yaml_document import read_document
 from fedloom.experiment.grid import load_grid
 from fedloom.report.sweeps.sweep_page import write_sweep_report
-from fedloom.runs.finished_run import FinishedRun, load_run
+from fedloom.runs.finished_run import FinishedRun, ResultFolder, load_run
 from fedloom.runs.run_folder import REPORT
 from fedloom.runs.sweep import default_sweep_folder, run_sweep
 from fedloom.system.errors import UserError
@@ -19,16 +19,8 @@ from fedloom.system.progress import make_passing_progress
 
 
 @dataclass(frozen=True, eq=False)
-class FinishedSweep(Mapping[str, Any]):
-    """A sweep; as a mapping, it is the content of `result.json`.
-
-    Attributes:
-        folder: The sweep folder.
-        result: The content of its `result.json`.
-    """
-
-    folder: Path
-    result: Mapping[str, Any]
+class FinishedSweep(ResultFolder):
+    """A sweep."""
 
     @property
     def failed(self) -> dict[str, str]:
@@ -52,15 +44,6 @@ class FinishedSweep(Mapping[str, Any]):
     @property
     def _cells(self) -> list[Mapping[str, Any]]:
         return list(self.result["cells"])
-
-    def __getitem__(self, key: str) -> Any:
-        return self.result[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.result)
-
-    def __len__(self) -> int:
-        return len(self.result)
 
 
 def sweep(

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 MAGIC = b"FLE1"
 START = struct.Struct("<4sI")
@@ -101,14 +101,14 @@ def _parts(content: bytes) -> Iterator[bytes]:
         at += size
 
 
-def send_bytes(stream: Stream, content: bytes) -> None:
+def send_bytes(stream: Stream | IO[bytes], content: bytes) -> None:
     """Write bytes, preceded by their length."""
     stream.write(LENGTH.pack(len(content)))
     stream.write(content)
     stream.flush()
 
 
-def receive_bytes(stream: Stream) -> bytes:
+def receive_bytes(stream: Stream | IO[bytes]) -> bytes:
     """Read bytes that `send_bytes` wrote.
 
     Raises:
