@@ -96,10 +96,44 @@ def test_answers_are_averaged_with_those_of_the_lone_model() -> None:
         assert chosen(part, [0.9, 0.1], [0, 0], [0.3, 0.7]) == pytest.approx(expected)
 
 
+def test_answers_are_pooled_with_those_of_the_lone_model() -> None:
+    # √(.9 · .1) = .3 and √(.1 · .9) = .3; and .8² · .5 : .2² · .5 to the power of a third
+    half = make("pool-alone", 2, {"weight": 0.5})
+    assert chosen(half, [0.9, 0.1], [0, 0], [0.1, 0.9]) == pytest.approx([0.5, 0.5])
+    third = make("pool-alone", 2, {"weight": 1 / 3})
+    odds = (0.8 / 0.2) ** (2 / 3)
+    assert chosen(third, [0.8, 0.2], [0, 0], [0.5, 0.5]) == pytest.approx([odds / (1 + odds), 1 / (1 + odds)])
+    for weight, expected in ((0.0, [0.9, 0.1]), (1.0, [0.3, 0.7])):
+        part = make("pool-alone", 2, {"weight": weight})
+        assert chosen(part, [0.9, 0.1], [0, 0], [0.3, 0.7]) == pytest.approx(expected)
+
+
+@given(questions(), st.floats(0, 1), st.floats(0, 4))
+def test_a_pool_of_equal_models_changes_nothing_and_its_order_with_the_prior_is_a_matter_of_strength(
+    question: tuple[list[float], list[int]], weight: float, strength: float
+) -> None:
+    chances, counts = question
+    pool = make("pool-alone", 2, {"weight": weight})
+    assert chosen(pool, chances, counts, chances) == pytest.approx(chances)
+    # The prior before the pool counts with the weight of the model to which it is applied.
+    before = chosen(pool, chosen(prior(strength=strength), chances, counts), counts, chances[::-1])
+    after = chosen(
+        prior(strength=strength * (1 - weight)), chosen(pool, chances, counts, chances[::-1]), counts
+    )
+    assert before == pytest.approx(after, abs=1e-6)
+
+
+def test_an_option_that_one_model_finds_impossible_stays_so_and_one_is_always_chosen() -> None:
+    half = make("pool-alone", 2, {"weight": 0.5})
+    assert chosen(half, [0.0, 0.5, 0.5], [0] * 3, [0.9, 0.1, 0.0]) == pytest.approx([0, 1, 0], abs=1e-9)
+    assert sum(chosen(half, [1.0, 0.0], [0, 0], [0.0, 1.0])) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     "name, arguments",
     [
         ("prior", {"smoothing": 0.0}),
+        ("pool-alone", {"weight": -0.1}),
         ("prior", {"strength": -1.0}),
         ("average-alone", {"weight": 1.5}),
         ("interpolate", {"shares": []}),

@@ -28,13 +28,23 @@ def average_alone(*, weight: float = 0.5) -> OwnAnswers:
     Raises:
         ValueError: The weight is out of range.
     """
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight is {weight}; it must be from 0 to 1")
+    weight = weight_of_lone_model(weight)
 
     def choose(chances: Chances, known: Known) -> Chances:
         return chances if known.alone is None else (1 - weight) * chances + weight * known.alone
 
     return OwnAnswers(choose, alone=True)
+
+
+def weight_of_lone_model(weight: float) -> float:
+    """Return a weight that is in its range.
+
+    Raises:
+        ValueError: It is not from 0 to 1.
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight is {weight}; it must be from 0 to 1")
+    return weight
 
 
 ENTRIES = {
