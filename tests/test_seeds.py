@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.seeds import stream, torch_stream
+from fedloom.seeds import seed_of_repeat, stream, torch_stream
 
 
 def numpy_draw(seed, purpose, **place):
@@ -87,3 +87,10 @@ def test_neighboring_streams_look_independent():
     # 45 correlations of 2000 pairs each have a standard deviation of 0.022; 0.12 is beyond five of them.
     assert np.abs(correlations).max() < 0.12
     assert abs(draws.mean()) < 0.04 and abs(draws.std() - 1) < 0.04
+
+
+def test_seeds_of_repeats_differ_by_seed_and_number():
+    seeds = [seed_of_repeat(seed, number) for seed in range(20) for number in range(1, 6)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seed_of_repeat(3, 1) == seed_of_repeat(3, 1)

@@ -54,3 +54,13 @@ def torch_stream(
     generator = torch.Generator(device)
     generator.manual_seed(_key(seed, purpose, round, client, step) % 2**63)
     return generator
+
+
+def seed_of_repeat(seed: int, number: int) -> int:
+    """Return the seed of a repeated training, from 0 to 2⁶³ − 1.
+
+    Args:
+        seed: The experiment's seed.
+        number: Number of the training, ≥ 1.
+    """
+    return _key(seed, "repeat", number, -1, -1) % 2**63

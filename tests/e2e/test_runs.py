@@ -75,6 +75,24 @@ def test_the_same_experiment_gives_the_same_bytes(
     assert timeless(again) == timeless(json.loads((undisturbed / "result.json").read_text()))
 
 
+def test_a_repeat_has_the_same_data_and_clients_and_another_training(
+    tiny_model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    train = {"rounds": 3, "batch_size": 4}
+    values = [experiment(tiny_model, train={**train, "repeat": number}) for number in (0, 1, 2)]
+    assert values[0].digest == experiment(tiny_model).digest  # the key is newer than older runs
+    assert len({value.digest for value in values}) == 3
+    for number in (1, 2):
+        run(values[number], tmp_path / str(number))
+    folders = [undisturbed, tmp_path / "1", tmp_path / "2"]
+    plans = [json.loads((folder / "plan.json").read_text()) for folder in folders]
+    assert plans[0]["scenario"] == plans[1]["scenario"] == plans[2]["scenario"]
+    assert plans[0]["digest"] == plans[1]["digest"] == plans[2]["digest"]
+    starts = [json.loads((folder / "result.json").read_text())["independent_questions"] for folder in folders]
+    assert starts[0] == starts[1] == starts[2]
+    assert len({adapter(folder) for folder in folders}) == 3
+
+
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 def test_several_processes_give_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
     one, several = (

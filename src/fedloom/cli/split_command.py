@@ -170,5 +170,5 @@ def draw_cohorts(experiment: Experiment) -> list[dict[str, Any]]:
 
     train = experiment.train
     everyone = tuple(range(experiment.scenario.clients))
-    schedule = Schedule(train.rounds, everyone, train.cohort, experiment.seed, train.sampler)
+    schedule = Schedule(train.rounds, everyone, train.cohort, experiment.training_seed, train.sampler)
     return [{"round": round, "clients": list(draw_cohort(schedule, round))} for round in range(train.rounds)]

@@ -278,6 +278,11 @@ class Train(Section):
     )
     weight_decay: NotNegative = Field(default=0.0, description="Weight decay of the clients' optimizer.")
     clip: Positive | None = Field(default=1.0, description="Largest gradient norm; null does not clip.")
+    repeat: Index = Field(
+        default=0,
+        description="Number of the training: with the same seed, others have the same data and clients but different batches, "
+        "cohorts, dropout and first LoRA weights.",
+    )
 
 
 class Evaluate(Section):

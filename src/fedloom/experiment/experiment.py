@@ -36,6 +36,7 @@ from fedloom.system.file_hashes import json_digest
 LATER = {
     "data": ("validation",),
     "evaluate": ("round", "metrics"),
+    "train": ("repeat",),
     "aggregate": ("over",),
     "communication": ("up", "down", "feedback"),
 }

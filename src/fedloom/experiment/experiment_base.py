@@ -28,6 +28,7 @@ from fedloom.config.schema import (
 )
 from fedloom.experiment.methods import Method, default_methods, parse_method
 from fedloom.experiment.plugins_key import Pluggable
+from fedloom.seeds import seed_of_repeat
 
 if TYPE_CHECKING:
     from fedloom.algorithms.compose import Given
@@ -87,10 +88,15 @@ class ExperimentBase(Pluggable):
         return lambda name: self.arguments(name) if method.federated or name in method.parts else {}
 
     @property
+    def training_seed(self) -> int:
+        """The seed of all draws of training; that of the data and of who holds what is `seed`."""
+        return self.seed if self.train.repeat == 0 else seed_of_repeat(self.seed, self.train.repeat)
+
+    @property
     def given(self) -> Given:
         """The context that algorithms and parts get in the first stage, before a model is loaded."""
         from fedloom.algorithms.compose import Given, any_layout
 
         lora = self.strategy.name != "connector"
         layout = any_layout(self.strategy.rank if lora else None)
-        return Given(self.scenario.clients, self.train.cohort, self.seed, layout=layout)
+        return Given(self.scenario.clients, self.train.cohort, self.training_seed, layout=layout)

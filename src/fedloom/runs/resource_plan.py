@@ -280,7 +280,7 @@ def _sent(experiment: Experiment, site: Site, name: str, class_of: dict[int, Cli
 
 
 def _schedule(experiment: Experiment, rounds: int, cohort: int | None, clients: Sequence[int]) -> Schedule:
-    return Schedule(rounds, clients, cohort, experiment.seed, experiment.train.sampler)
+    return Schedule(rounds, clients, cohort, experiment.training_seed, experiment.train.sampler)
 
 
 def _choice(experiment: Experiment, site: Site, classes: Iterable[ClientClass], machine: Machine) -> Choice:

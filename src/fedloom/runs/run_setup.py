@@ -235,7 +235,9 @@ def with_precision(experiment: Experiment, folder: Path | None = None) -> Experi
 @contextmanager
 def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tuple[Tuned, ...]]]:
     """Insert an experiment's adapters into its model, and into copies on the other devices that it uses."""
-    tuned = prepare(loaded_model(experiment, models), merged_stage(stages_of(experiment)), experiment.seed)
+    tuned = prepare(
+        loaded_model(experiment, models), merged_stage(stages_of(experiment)), experiment.training_seed
+    )
     try:
         workers, devices = experiment.engine.workers, other_devices(tuned.vlm)
         used = devices if workers == "auto" else devices[: workers - 1]

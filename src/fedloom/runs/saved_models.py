@@ -142,7 +142,9 @@ def open_models(folder: Path, changes: Sequence[str] = (), plugins: Sequence[str
             f"{folder}: the base model, {experiment.model.path!r}, is another one than that of the run; give its place with "
             "--set model.path=PATH"
         )
-    tuned = prepare(loaded_model(experiment, {}), merged_stage(stages_of(experiment)), experiment.seed)
+    tuned = prepare(
+        loaded_model(experiment, {}), merged_stage(stages_of(experiment)), experiment.training_seed
+    )
     data = DataSet(experiment.data.name, (), ())
     plan = _empty_plan(int(read_json(folder / PLAN, {"count": int})["count"]))
     stages = stages_of(experiment)

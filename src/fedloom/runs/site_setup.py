@@ -115,7 +115,7 @@ def make_site(
         examples = [validation.examples[index] for index in share.indices.tolist()]
         return QuestionExamples(examples, _presence(share), clause)
 
-    return Site(tuned, experiment.seed, method_of, Files(folder), examples_of, experiment.evaluate)
+    return Site(tuned, experiment.training_seed, method_of, Files(folder), examples_of, experiment.evaluate)
 
 
 def trains_at_sites(method: Method, *, own_data: bool) -> bool:

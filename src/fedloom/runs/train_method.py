@@ -70,7 +70,7 @@ def _training(
     algorithm = _algorithm(context, method, number)
     local, backend = context.site.method(name), backend_of(context, name)
     train, parts = local.stages[number].settings, local.stages[number].parts
-    schedule = Schedule(train.rounds, clients, train.cohort, context.experiment.seed, train.sampler)
+    schedule = Schedule(train.rounds, clients, train.cohort, context.experiment.training_seed, train.sampler)
     # Created only here, so that a folder that is removed later does not come back.
     folder.mkdir(parents=True, exist_ok=True)
     training_state = last_state_of_stage(context, name, alone, number, context.damaged)
