@@ -13,9 +13,9 @@ from typing import Any
 
 from fedloom.report.sweeps.sweep_results import CellRun, read_sweep
 from fedloom.report.tables import label
+from fedloom.run_log import read_lines
 from fedloom.runs.finished_run import load_run
 from fedloom.runs.run_folder import MACHINE, RECORD
-from fedloom.run_log import read_lines
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_json, write_atomic
 
