@@ -17,7 +17,7 @@ from fedloom.report.significance import ClientCounts
 from fedloom.report.tables import MISSING, Table, is_federated, label, percent, signed, title
 
 UNSET = "not set"
-NOT_SETTINGS = ("seed", "name")  # the name is only a label, and scores are averaged over seeds
+NOT_SETTINGS = ("seed", "name", "report")  # labels and looks; scores are averaged over seeds
 
 
 def flat_settings(experiment: Json) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,26 @@ CHARTS: dict[str, Callable[[Run, float], Markup]] = {
 }
 
 
-def write_report(folders: Sequence[Path], out: Path) -> None:
+@dataclass(frozen=True)
+class AnswersLink:
+    """What a report says about its page of answers.
+
+    Attributes:
+        href: The page's name beside the report; None if there is none.
+        reason: Why it is not there, or could not be written anew, without a full stop; "" if it could.
+    """
+
+    href: str | None
+    reason: str = ""
+
+
+def write_report(folders: Sequence[Path], out: Path, answers: AnswersLink | None = None) -> None:
     """Write the report of one run, or the comparison of several, as one HTML file that loads nothing.
 
     Args:
         folders: Run folders in the order of the report; at least one.
         out: The file to write. It is written atomically.
+        answers: The page of answers of a single run; None says nothing about it.
 
     Raises:
         UserError: A run folder lacks a file, or a file is broken.
@@ -67,22 +82,29 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """
     if not folders:
         raise ValueError("a report needs at least one run folder")
-    page = render([read_run(folder) for folder in folders], out.parent)
+    write_page(out, render([read_run(folder) for folder in folders], out.parent, answers))
+
+
+def write_page(out: Path, page: str) -> None:
+    """Write a page atomically, and list it in the manifest of its folder if that has one."""
     write_atomic(out, page.encode(errors="replace"))
     if read_manifest(out.parent) is not None:
         add_to_manifest(out.parent, [out.name])
 
 
-def render(runs: Sequence[Run], base: Path | None = None) -> str:
+def render(runs: Sequence[Run], base: Path | None = None, answers: AnswersLink | None = None) -> str:
     """Return the HTML page of one run, or of the comparison of several.
 
     Args:
         runs: At least one run.
         base: The folder of the page, from which a comparison links to the report of each run; None for no links.
+        answers: See `write_report`.
     """
     if len(runs) > 1:
         return render_comparison(runs, base)
-    return load_template("page.html.j2").render(title=str(runs[0].experiment["name"]), run=_section(runs[0]))
+    return load_template("page.html.j2").render(
+        title=str(runs[0].experiment["name"]), run=_section(runs[0]), answers=answers
+    )
 
 
 def _section(run: Run) -> dict[str, Any]:
