@@ -21,7 +21,7 @@ from fedloom.tasks.predictions import Prediction
 from fedloom.types import Example, LazyImage
 
 MOST_LETTERS = 600  # of a text or a question
-MOST_OPTIONS = 8
+MOST_OPTIONS = 5
 MOST_IMAGES = 2  # of an example
 
 

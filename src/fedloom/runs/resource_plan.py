@@ -28,7 +28,6 @@ from fedloom.models.step_sizes import SLOWER, step_sizes
 from fedloom.params import Part
 from fedloom.runs.site_setup import algorithm_of
 from fedloom.scenarios.plan import Plan
-from fedloom.system.memory import resident_bytes
 from fedloom.tuning.strategy_parts import Parts
 from fedloom.types import DataSet
 from fedloom.wire.messages import Assignment, in_codec
@@ -112,7 +111,13 @@ def machine_speed(device: torch.device) -> float:
 
 
 def predict(
-    experiment: Experiment, site: Site, data: DataSet, plan: Plan, machine: Machine, speed: float
+    experiment: Experiment,
+    site: Site,
+    data: DataSet,
+    plan: Plan,
+    machine: Machine,
+    speed: float,
+    program: int,
 ) -> ResourcePlan:
     """Predict what a run needs.
 
@@ -123,6 +128,7 @@ def predict(
         plan: Which client holds which.
         machine: The kind of machine.
         speed: See `machine_speed`.
+        program: Bytes of this process without the model.
     """
     federated = [name for name in experiment.methods if experiment.method(name).federated]
     trains = federated or [
@@ -132,7 +138,6 @@ def predict(
         if experiment.method(name).base == base
     ]
     weights = weight_bytes(site.tuned.vlm, _precision(experiment))
-    program = resident_bytes()
     groups = _groups(site, trains[0]) if trains else {}
     classes = [
         _client_class(experiment, site, trains[0], federated, members, key, weights, speed)
