@@ -9,7 +9,7 @@ from itertools import takewhile
 from statistics import fmean, stdev
 
 from fedloom.report.client_verdicts import own_mean, verdict_on
-from fedloom.report.federation_gain import compare_methods, count_clients, local_method, main_score
+from fedloom.report.federation_gain import baseline_of, compare_methods, count_clients, main_score
 from fedloom.report.findings import gap_share
 from fedloom.report.run_results import Json, Run, at, number
 from fedloom.report.score_tables import OWN, task_heads
@@ -148,8 +148,8 @@ def seeds_table(group: Sequence[Run]) -> Table:
 def _clients_text(group: Sequence[Run], method: str) -> str:
     counts = ClientCounts()
     for run in group:
-        local = local_method(run.scores)
-        if local not in (None, method) and method in run.scores:
+        local = baseline_of(method, run.scores)
+        if local is not None and method in run.scores:
             counts = counts.plus(count_clients(run.scores[method], run.scores[local]))
     return f"{counts.better} / {counts.same} / {counts.worse}" if counts else MISSING
 

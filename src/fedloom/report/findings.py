@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from fedloom.algorithms import COMPARED
 from fedloom.report.client_verdicts import Verdict, verdict_on
 from fedloom.report.confidence_intervals import interval, margin
-from fedloom.report.federation_gain import count_clients, local_method, main_score, task_scores, worst_client
+from fedloom.report.federation_gain import (
+    baseline_of,
+    count_clients,
+    local_method,
+    main_score,
+    task_scores,
+    worst_client,
+)
 from fedloom.report.run_results import Json, at, number
 from fedloom.report.significance import SAME
 from fedloom.report.site_scores_table import is_tested_at_sites, tested_on
@@ -192,7 +199,7 @@ def client_sentence(result: Json, method: str, names: Sequence[str] = ()) -> str
         names: The clients' names; those that are missing are named by their numbers.
     """
     scores, name = result["scores"], label(method)
-    local = local_method(scores)
+    local = baseline_of(method, scores)
     if local is None:
         return "Whether clients are better off than alone is unknown, because no client trained alone in this run."
     counts = count_clients(scores[method], scores[local])
@@ -203,12 +210,12 @@ def client_sentence(result: Json, method: str, names: Sequence[str] = ()) -> str
     unknown = f" ({counts.unknown} more cannot be compared)" if counts.unknown else ""
     if counts.known + counts.unknown == 1:
         how = "better" if counts.better else "worse" if counts.worse else "neither better nor worse"
-        sentence = f"On {'its own test part' if at_sites else 'data like its own'}, the only client is {how} off with {name} than with the model that it trained alone"
+        sentence = f"On {'its own test part' if at_sites else 'data like its own'}, the only client is {how} off with {name} than with the model that it trained alone{_tuned_clause(scores, local)}"
     else:
         verb = "is" if counts.better == 1 else "are"
         sentence = (
             f"On {'their own test parts' if at_sites else 'data like their own'}, {counts.better} of {counts.known} clients{unknown} {verb} better off with {name} than with the "
-            f"model that each trained alone, {counts.same} equally well off and {counts.worse} worse off"
+            f"model that each trained alone{_tuned_clause(scores, local)}, {counts.same} equally well off and {counts.worse} worse off"
             f"{_gain_clause(verdict)}"
         )
     if verdict is not None:
@@ -216,6 +223,15 @@ def client_sentence(result: Json, method: str, names: Sequence[str] = ()) -> str
     else:
         clause = _worst_clause(worst_client(scores[method], scores[local]), counts.known, names)
     return f"{sentence}{clause}."
+
+
+def _tuned_clause(scores: Json, alone: str) -> str:
+    """Name the baseline where it is not plain training alone."""
+    return (
+        ""
+        if alone == local_method(scores)
+        else f" for equally many epochs ({label(alone).replace(' (mean)', '')})"
+    )
 
 
 def _gain_clause(verdict: Verdict | None) -> str:

@@ -11,7 +11,7 @@ from fedloom.report.score_tables import score_table
 from fedloom.report.site_scores_table import site_scores_table
 from fedloom.report.tables import printable
 from fedloom.report.training_work import NO_WORK, Work, work_sentence
-from fedloom.report.verdict_tables import TERMINAL_NOTE, terminal_verdicts
+from fedloom.report.verdict_tables import terminal_note, terminal_verdicts
 
 
 def terminal_table(result: Json, work: Mapping[str, Work] = NO_WORK) -> str:
@@ -28,7 +28,7 @@ def terminal_table(result: Json, work: Mapping[str, Work] = NO_WORK) -> str:
         head = "Clients on data like their own" + (f": {title}" if len(tables) > 1 else "")
         pieces.append(f"{head}\n{table.text(80)}")
     if tables:
-        pieces.append(f"{textwrap.fill(TERMINAL_NOTE, 80)}\n")
+        pieces.append(f"{textwrap.fill(terminal_note(result), 80)}\n")
     sentences = [short_summary(result), work_sentence(work, headline_method(result))]
     pieces += [f"{textwrap.fill(printable(sentence), 80)}\n" for sentence in sentences if sentence]
     return "\n".join(pieces)

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from fedloom.report.client_verdicts import client_tasks, own_scores
-from fedloom.report.federation_gain import count_clients, local_method, main_score, tasks_in
+from fedloom.report.federation_gain import baseline_of, count_clients, local_method, main_score, tasks_in
 from fedloom.report.findings import headline_method
 from fedloom.report.run_results import Json, at, number, read_document
 from fedloom.report.significance import ClientCounts, Estimate, estimate
@@ -290,6 +290,11 @@ def local_of(sweep: SweepRun) -> str | None:
     return local_method(dict.fromkeys(sweep.methods))
 
 
+def baselines_in(sweep: SweepRun) -> dict[str, str | None]:
+    """Return method → the method with whose models clients compare its models, or None; see `baseline_of`."""
+    return {method: baseline_of(method, sweep.methods) for method in sweep.methods}
+
+
 def headline(result: Json) -> str:
     """Summarize a run in one line: the scores of local training, the main federated method and the highest one.
 
@@ -302,8 +307,7 @@ def headline(result: Json) -> str:
     methods = [method for method in (local, headline_method(result), best) if method]
     shown = list(dict.fromkeys(methods)) or list(reached)[:3]
     texts = {
-        method: f"{method} {percent(reached[method])}{_clients_clause(result, method, local)}"
-        for method in shown
+        method: f"{method} {percent(reached[method])}{_clients_clause(result, method)}" for method in shown
     }
     if best in methods[:-1]:
         return ", ".join(texts.values())
@@ -312,7 +316,8 @@ def headline(result: Json) -> str:
     )
 
 
-def _clients_clause(result: Json, method: str, local: str | None) -> str:
+def _clients_clause(result: Json, method: str) -> str:
+    local = baseline_of(method, result["scores"])
     if local is None or not is_federated(method):
         return ""
     counts = count_clients(result["scores"][method], result["scores"][local])
@@ -334,10 +339,11 @@ def count_clients_in_cells(cells: Sequence[CellRun], method: str, other: str | N
 
 def _clients(cells: Sequence[CellRun], sweep: SweepRun) -> dict[str, dict[str, int]]:
     """Return method → the numbers of clients that are better off and worse off with it than with their own models."""
-    local, counts = local_of(sweep), dict[str, ClientCounts]()
+    baselines, counts = baselines_in(sweep), dict[str, ClientCounts]()
     for cell in cells:
         for method in cell.scores:
-            if local is not None and local in cell.scores and method != local:
+            local = baselines[method]
+            if local is not None and local in cell.scores:
                 more = count_clients(cell.scores[method], cell.scores[local])
                 counts[method] = counts.get(method, ClientCounts()).plus(more)
     return {method: client_counts._asdict() for method, client_counts in counts.items()}

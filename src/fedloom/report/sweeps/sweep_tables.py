@@ -20,6 +20,7 @@ from fedloom.report.sweeps.estimate_texts import (
 from fedloom.report.sweeps.sweep_results import (
     CellRun,
     SweepRun,
+    baselines_in,
     cells_by_setting,
     cells_by_value,
     count_clients_in_cells,
@@ -39,6 +40,7 @@ from fedloom.report.tables import (
     percent,
     title,
 )
+from fedloom.report.verdict_tables import baseline_note
 
 HOLM = f"{SIGNIFICANT} significant: t-test over seeds with Holm's correction over all differences of the table, at 5 %."
 MAX_NAMED = 6  # cells that a note names; result.json has all
@@ -118,11 +120,14 @@ def choice_table(sweep: SweepRun, picked: Sequence[Choice]) -> Table | None:
 
 def gain_table(sweep: SweepRun) -> Table | None:
     """Return the table of gains of federated methods over local training; None without local training."""
-    other = local_of(sweep)
-    pairs = [(method, other) for method in sweep.methods if is_federated(method) and other]
+    pairs = [
+        (method, other)
+        for method, other in baselines_in(sweep).items()
+        if is_federated(method) and other is not None
+    ]
     note = (
         "In percentage points on the global test set: federated minus the mean of the clients' own models, paired by "
-        "seed."
+        f"seed.{baseline_note(baselines_in(sweep), local_of(sweep))}"
     )
     return _differences(sweep, pairs, note)
 
@@ -161,9 +166,14 @@ def sweep_findings(sweep: SweepRun) -> list[str]:
 
 def finding_pairs(sweep: SweepRun) -> list[tuple[str, str]]:
     """Return the findings as a sentence about the global test set and one about the clients, for each comparison."""
-    local = local_of(sweep)
     plain = next((method for method in sweep.methods if is_federated(method)), None)
-    pairs = [(plain, local)] if plain and local else []
+    baselines, local = baselines_in(sweep), local_of(sweep)
+    pairs = [(plain, other)] if plain and (other := baselines[plain]) else []
+    pairs += [
+        (method, other)
+        for method, other in baselines.items()
+        if method != plain and is_federated(method) and other is not None and other != local
+    ]
     pairs += [
         (method, base(method))
         for method in sweep.methods
@@ -200,6 +210,11 @@ def _client_sentence(sweep: SweepRun, method: str, other: str) -> str:
     if not counts:
         return "The scores of single clients, on data like their own, were not recorded."
     own = "their own model trained alone" if base(other) == "local" else label(other)
+    own += (
+        f" for equally many epochs ({short_label(other)})"
+        if other not in (base(other), local_of(sweep)) and base(other) == "local"
+        else ""
+    )
     sentence = (
         f"On data like their own, {counts.better} of {counted(counts.known, 'client')} over all cells {'is' if counts.better == 1 else 'are'} better off with "
         f"{label(method)} than with {own}, {counts.same} equally well off and {counts.worse} worse off"
@@ -232,7 +247,9 @@ def _gain_clause(sweep: SweepRun, method: str, other: str) -> str:
 
 
 def _baseline_phrase(method: str) -> str:
-    return "the clients' own models do on average" if base(method) == "local" else label(method)
+    if base(method) != "local":
+        return label(method)
+    return f"the clients' own models do on average{'' if method == base(method) else f' ({short_label(method)})'}"
 
 
 Pair = tuple[str, str]

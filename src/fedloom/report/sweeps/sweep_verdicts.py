@@ -19,6 +19,7 @@ from fedloom.report.sweeps.sweep_results import (
     SEED,
     CellRun,
     SweepRun,
+    baselines_in,
     cells_by_setting,
     count_clients_in_cells,
     local_of,
@@ -26,6 +27,7 @@ from fedloom.report.sweeps.sweep_results import (
 )
 from fedloom.report.tables import MISSING, Table, bytes_sent, is_federated, percent, signed, title
 from fedloom.report.training_work import Work, is_equal_work, work_cells, work_sentence
+from fedloom.report.verdict_tables import baseline_note
 
 
 class SweepVerdict(NamedTuple):
@@ -126,13 +128,17 @@ def verdict_table(sweep: SweepRun) -> Table | None:
     alone = local_of(sweep)
     if alone is None or not any(count_clients_in_cells(sweep.cells, name, alone) for name in sweep.methods):
         return None
-    found = {method: sweep_verdict(sweep.cells, method, alone) for method in sweep.methods}
+    baselines = baselines_in(sweep)
+    found = {
+        method: sweep_verdict(sweep.cells, method, other or alone) for method, other in baselines.items()
+    }
     levels = not sweep.mixed_tasks and any(verdict.both_levels is not None for verdict in found.values())
     rows = tuple(_verdict_row(sweep, method, verdict, levels) for method, verdict in found.items())
     note = (
         "Over all cells and seeds, in percent; gains in points over the model that each client trained alone, on data like its own. "
         "Bottom fifth: mean gain of the fifth of clients that gain least. Clients: how many are better off / equally well "
         f"off / worse off; equally means that scores differ by less than {100 * SAME:g} points."
+        f"{baseline_note(baselines, alone)}"
     )
     if levels:
         note += (
