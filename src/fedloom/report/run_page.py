@@ -29,6 +29,7 @@ from fedloom.report.predicted_needs import failed_prediction, predicted_table
 from fedloom.report.run_results import Run, at, number, read_run
 from fedloom.report.run_settings import facts, provenance
 from fedloom.report.score_tables import published_tables, score_table, task_tables
+from fedloom.report.shared_scores import has_own_models, shared_model
 from fedloom.report.site_scores_table import is_tested_at_sites, site_scores_table, tested_on
 from fedloom.report.split_table import card_table
 from fedloom.report.tables import Table, client_table, counted, is_federated, label, title
@@ -160,9 +161,8 @@ def _section(run: Run) -> dict[str, Any]:
         "withheld": len(charts.slices_shown(run)) > 1,
         "whiskers": findings.is_share_of_questions(run.result)
         and run.questions(run.fullest_slice) is not None,
-        "own": [
-            label(method) for method, scores in run.scores.items() if findings.is_mean_over_clients(scores)
-        ],
+        "own": [label(method) for method, scores in run.scores.items() if has_own_models(scores)],
+        "hollow": any(shared_model(scores) is None for scores in run.scores.values()),
     }
 
 

@@ -179,7 +179,7 @@ def _run_methods(
 
 
 def _result(
-    context: RunContext, results: Mapping[str, Mapping[str, Any]], certainty: Mapping[str, Any]
+    context: RunContext, results: Mapping[str, dict[str, Any]], certainty: Mapping[str, Any]
 ) -> Result:
     experiment = context.experiment
     main, folder = experiment.exported, context.folder

@@ -6,7 +6,7 @@ import textwrap
 
 from fedloom.report.sweeps.chosen_settings import choices, with_chosen_values
 from fedloom.report.sweeps.sweep_results import SweepRun
-from fedloom.report.sweeps.sweep_tables import choice_table, mean_table, sweep_findings
+from fedloom.report.sweeps.sweep_tables import choice_table, global_tables, sweep_findings
 from fedloom.report.sweeps.sweep_verdicts import own_table, sweep_work, verdict_table
 from fedloom.report.tables import Table, printable
 
@@ -19,9 +19,11 @@ def terminal_tables(sweep: SweepRun, width: int = 80) -> str:
     picked = choices(sweep)
     reduced, choice = with_chosen_values(sweep, picked), choice_table(sweep, picked)
     pieces = [] if choice is None else [choice.text(width)]
-    pieces += [block.text(width) for block in split_columns(mean_table(reduced), width)]
+    for name, table in global_tables(reduced):
+        pieces += [f"{name}:\n"] if name else []
+        pieces += [block.text(width) for block in split_columns(table, width)]
     if (own := own_table(reduced)) is not None:
-        pieces.append("On data like each client's own:\n")
+        pieces.append("Own data, own model:\n" if reduced.has_both else "On data like each client's own:\n")
         pieces += [block.text(width) for block in split_columns(own, width)]
     if (verdicts := verdict_table(reduced)) is not None:
         pieces.append(f"Clients, against training alone:\n{verdicts.text(width)}")
