@@ -104,7 +104,7 @@ def _group(
         (f"{len(one.lost)} became wrong", one.lost, f"right with {before}, wrong with {after}"),
     ]
     return {
-        "heading": heading,
+        "heading": heading[0].upper() + heading[1:],
         "questions": one.questions,
         "directions": [
             (count, meaning, len(ids), [_card(run, columns, one, shown, examples, k) for k in ids[:SHOWN]])

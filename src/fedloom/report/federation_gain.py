@@ -168,7 +168,7 @@ def local_method(scores: Mapping[str, Any]) -> str | None:
 
 
 def baseline_of(method: str, scores: Iterable[str]) -> str | None:
-    """Return the method with whose models clients compare those of a method: training alone, with equal epochs where that is there.
+    """Return the method with whose models clients compare those of a method: training alone, fine-tuned if the method is.
 
     A method with fine-tuning trains its clients longer, so it is compared with fine-tuned training alone.
 

@@ -252,7 +252,7 @@ def _tuned_clause(scores: Json, alone: str) -> str:
     return (
         ""
         if alone == local_method(scores)
-        else f" for equally many epochs ({label(alone).replace(' (mean)', '')})"
+        else f" and fine-tuned in the same way ({label(alone).replace(' (mean)', '')})"
     )
 
 

@@ -40,7 +40,7 @@ def baseline_note(baselines: Mapping[str, str | None], alone: str | None) -> str
         if other is not None and alone is not None and other != alone:
             others.setdefault(other, []).append(label(method))
     return "".join(
-        f" Gains of {', '.join(names)} are over {_plain(name)}, whose models were trained for equally many epochs; all others are over "
+        f" Gains of {', '.join(names)} are over {_plain(name)}, whose models were fine-tuned in the same way; all others are over "
         f"{_plain(alone or '')}."
         for name, names in others.items()
     )

@@ -238,7 +238,7 @@ def _client_sentence(sweep: SweepRun, method: str, other: str) -> str:
         return "The scores of single clients, on data like their own, were not recorded."
     own = "their own model trained alone" if base(other) == "local" else label(other)
     own += (
-        f" for equally many epochs ({short_label(other)})"
+        f" and fine-tuned in the same way ({short_label(other)})"
         if other not in (base(other), local_of(sweep)) and base(other) == "local"
         else ""
     )
