@@ -52,6 +52,17 @@ def test_without_training_alone_there_is_none():
     assert agreement(TRAIN, TEST, PLAN, {"fedavg": {None: np.ones((1, 8))}}) == {}
 
 
+def test_fine_tuned_models_are_paired_with_models_that_were_fine_tuned_alone():
+    """Its answers equal those of fine-tuned training alone, and are opposite to those of plain training alone."""
+    right = np.array([[1, 0, 1, 1, 0, 0, 1, 0]], float)
+    scores = {"local": {0: 1 - right}, "local+finetune": {0: right}, "fedavg+finetune": {0: right}}
+    found = agreement(TRAIN, TEST, PLAN, scores)
+    assert found["fedavg+finetune"]["alone"] == "local+finetune"
+    assert found["fedavg+finetune"]["own"]["choice"] == pytest.approx(1)
+    assert "alone" not in found["local+finetune"]
+    assert found["local+finetune"]["own"]["choice"] == pytest.approx(-1)
+
+
 def test_scores_are_read_from_the_predictions_of_methods(tmp_path):
     for method, client, right in (("local", 0, 1.0), ("fedavg", None, 0.0)):
         file = tmp_path / "methods" / method / "predictions" / "00000000.jsonl"

@@ -308,7 +308,7 @@ def test_what_changed_before_the_report_was_written_is_named_too(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(single_run, "write_report", _interrupting)
+        patch.setattr(single_run, "write_pages", _interrupting)
         with pytest.raises(KeyboardInterrupt):
             world.run()
     assert folder_state(world.out, world.experiment) == "unfinished"

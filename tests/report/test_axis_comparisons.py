@@ -21,7 +21,8 @@ from fedloom.report.sweeps.comparison_tables import (
 )
 from fedloom.report.sweeps.difference_charts import paired_chart
 from fedloom.report.sweeps.sweep_page import render_sweep
-from fedloom.report.sweeps.sweep_results import CellRun, SweepRun, sweep_summary
+from fedloom.report.sweeps.sweep_results import CellRun, SweepRun
+from fedloom.report.sweeps.sweep_summary import sweep_summary
 from fedloom.report.sweeps.sweep_tables import mean_table
 
 Values = Mapping[str, Any]

@@ -33,8 +33,8 @@ from fedloom.report.sweeps.sweep_tables import (
     published_table,
     sweep_findings,
 )
-from fedloom.report.sweeps.terminal_tables import split_columns, terminal_tables
-from fedloom.report.tables import MISSING
+from fedloom.report.sweeps.terminal_tables import terminal_tables
+from fedloom.report.tables import MISSING, split_columns
 from fedloom.system.errors import UserError
 
 AXES = {"scenario": ["even", "gaps"], "train.lr": [0.1, 0.2], "seed": [0, 1, 2]}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.report.compare_runs import experiments_table, group_by_experiment, mean_deviation, seeds_table
+from fedloom.report.compare_runs import experiments_tables, group_by_experiment, mean_deviation, seeds_table
 from fedloom.report.run_results import read_run
 from fedloom.report.score_tables import score_table
 from fedloom.report.tables import (
@@ -164,8 +164,10 @@ def test_runs_that_differ_only_by_seed_are_averaged_and_others_are_not(run_folde
     accuracies = [run.scores["fedavg"]["accuracy"] for run in same]
     assert table.rows[place][1] == mean_deviation(accuracies)
     assert "±" in table.rows[place][1] and "±" not in "".join(map("".join, seeds_table([other]).rows))
-    assert len(experiments_table(together).rows) == 2
-    assert "train.rounds = 9" in experiments_table(together).rows[1][0]
+    titled = experiments_tables(together)
+    assert [name.split(":")[0] for name, _ in titled] == ["Global test", "Own data"]
+    for _, one in titled:
+        assert len(one.rows) == 2 and "train.rounds = 9" in one.rows[1][0]
 
 
 def test_mean_and_deviation_by_hand():

@@ -302,7 +302,12 @@ def report(
         for folder in folders:
             _check_run(folder)
         page = out or (folders[0] / "report.html" if len(folders) == 1 else Path("comparison.html"))
-        write_report(folders, page)
+        if len(folders) == 1:
+            from fedloom.runs.write_pages import write_pages
+
+            write_pages(folders[0], page)
+        else:
+            write_report(folders, page)
         echo(f"Report: {page}")
 
 

@@ -320,6 +320,15 @@ class Evaluate(Section):
     )
 
 
+class Report(Section):
+    """What reports show; changes no result."""
+
+    images: Flag = Field(
+        default=True,
+        description="Whether the report's page of answers shows images of the test set; false keeps them out of it.",
+    )
+
+
 class Aggregate(Section):
     """How clients' updates are combined, whatever the algorithm."""
 

@@ -42,6 +42,8 @@ LATER = {
 }
 """Keys, by section, that experiments of version 0.1 did not have."""
 
+NO_CHOICES = {"engine": True, "report": True, "plugins": True}
+"""Keys that are no choices: those of speed and of reports change no result, and of plug-ins the code counts."""
 
 SOURCE = "fedloom.Experiment"
 """The name of the values that Python gives, in messages."""
@@ -109,15 +111,15 @@ class Experiment(ExperimentBase):
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of all settings but `name` and `engine`, as hexadecimal text."""
-        return self.digest_without({"name": True, "engine": True})
+        """The SHA-256 of all settings but `name`, `engine` and `report`, as hexadecimal text."""
+        return self.digest_without({"name": True})
 
     def digest_without(self, left_out: Mapping[str, Any]) -> str:
-        """Return the SHA-256 of all settings but some keys, as hexadecimal text.
+        """Return the SHA-256 of all settings but some keys, as hexadecimal text; those of speed and reports never count.
 
         Keys that are newer than version 0.1 count only if they differ from their defaults, so older digests stay valid.
         """
-        value = self.model_dump(mode="json", exclude={**left_out, "plugins": True})
+        value = self.model_dump(mode="json", exclude={**left_out, **NO_CHOICES})
         if self.plugins and "plugins" not in left_out:  # their code counts, not their paths
             value["plugins"] = sorted(self.added.digests.values())
         for section, keys in LATER.items():

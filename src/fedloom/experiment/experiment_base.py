@@ -21,6 +21,7 @@ from fedloom.config.schema import (
     Index,
     Limits,
     Model,
+    Report,
     Scenario,
     Strategy,
     Text,
@@ -67,6 +68,7 @@ class ExperimentBase(Pluggable):
     admission: Limits = Limits()
     communication: Communication = Communication()
     engine: Engine = Engine()
+    report: Report = Report()
 
     def method(self, name: str) -> Method:
         """Parse the name of a method."""

@@ -14,8 +14,9 @@ from markupsafe import Markup
 from fedloom.report.axis_ticks import percent_ticks
 from fedloom.report.confidence_intervals import interval
 from fedloom.report.federation_gain import main_score
-from fedloom.report.findings import is_mean_over_clients, is_share_of_questions
+from fedloom.report.findings import is_share_of_questions
 from fedloom.report.run_results import Run, at, number
+from fedloom.report.shared_scores import for_everybody, has_own_models
 from fedloom.report.svg_elements import (
     Point,
     clip,
@@ -69,10 +70,10 @@ def color_style(method: str, methods: Sequence[str]) -> str:
 
 
 def full_score(run: Run, method: str) -> float | None:
-    """Return the final main score with all modalities shown."""
-    main = main_score(run.result)
-    score = number(run.scores[method], "slices", run.fullest_slice, main)
-    return number(run.scores[method], main) if score is None else score
+    """Return the final main score with all modalities shown, of the shared model if there is one."""
+    main, scores = main_score(run.result), for_everybody(run.scores[method])
+    score = number(scores, "slices", run.fullest_slice, main)
+    return number(scores, main) if score is None else score
 
 
 def score_curves(run: Run) -> dict[str, Curve]:
@@ -299,7 +300,7 @@ def _panel(
         if (
             count
             and is_share_of_questions(run.result)
-            and not is_mean_over_clients(run.scores[method])
+            and not has_own_models(run.scores[method])
             and 0 <= value <= 1
         ):
             low, high = map(x, interval(value, count))

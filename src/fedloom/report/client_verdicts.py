@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import NamedTuple
 
 from fedloom.report.confidence_intervals import difference_interval, difference_p, holm
-from fedloom.report.federation_gain import client_scores, local_method, tasks_in
-from fedloom.report.run_results import Json, number
+from fedloom.report.federation_gain import baseline_of, client_scores, local_method, tasks_in
+from fedloom.report.run_results import Json, at, number
 from fedloom.report.significance import SAME, ClientCounts, count_by_sign
 from fedloom.tasks.score_answers import HEADLINES
 
@@ -50,6 +50,7 @@ class Verdict:
 
     Attributes:
         method: The method.
+        alone: The method by which clients train alone, with which it is compared; see `baseline_of`.
         task: The task, "" if it was not recorded.
         gains: The clients that can be compared, in their order; at least one.
         counts: Clients that are better off, the same and worse off; the same is a difference below `SAME`.
@@ -59,6 +60,7 @@ class Verdict:
     """
 
     method: str
+    alone: str
     task: str
     gains: tuple[Gain, ...]
     counts: ClientCounts
@@ -123,10 +125,9 @@ def client_tasks(result: Json) -> list[str]:
 
 def verdicts(result: Json, task: str) -> list[Verdict]:
     """Return the verdicts on each method other than local training, in a task; none without local training."""
-    scores, alone = result["scores"], local_method(result["scores"])
-    if alone is None:
-        return []
-    found = [_verdict(result, method, alone, task) for method in scores if method != alone]
+    scores = result["scores"]
+    pairs = [(method, alone) for method in scores if (alone := baseline_of(method, scores)) is not None]
+    found = [_verdict(result, method, alone, task) for method, alone in pairs]
     return [verdict for verdict in found if verdict is not None]
 
 
@@ -140,7 +141,8 @@ def verdict_on(result: Json, method: str) -> Verdict | None:
 
 def _verdict(result: Json, method: str, alone: str, task: str) -> Verdict | None:
     ours, theirs = (own_scores(result["scores"][name], task) for name in (method, alone))
-    gains = tuple(_gain(result, method, task, k, ours[k], theirs[k]) for k in ours if k in theirs)
+    agreed = _agreement(result, method, alone)
+    gains = tuple(_gain(result, agreed, task, k, ours[k], theirs[k]) for k in ours if k in theirs)
     if not gains:
         return None
     unknown = len({*ours, *theirs}) - len(gains)
@@ -149,24 +151,34 @@ def _verdict(result: Json, method: str, alone: str, task: str) -> Verdict | None
     shares = fmean(gain.score for gain in gains), fmean(gain.alone for gain in gains)
     interval = None
     if questions and _are_shares(task, *shares):
-        correlation = number(result, "agreement", method, "own", task) or 0.0
+        correlation = number(agreed, "own", task) or 0.0
         interval = difference_interval(*shares, questions, correlation=correlation)
     known = [(gain, gain.p) for gain in gains if gain.p is not None]
     if not known:
-        return Verdict(method, task, gains, counts, interval, None, None)
+        return Verdict(method, alone, task, gains, counts, interval, None, None)
     adjusted = zip(known, holm([p for _, p in known]), strict=True)
     clear = [gain for (gain, _), p in adjusted if p <= LEVEL]
     gained, lost = (
         tuple(gain.client for gain in clear if (gain.points > 0) == better) for better in (True, False)
     )
-    return Verdict(method, task, gains, counts, interval, gained, lost)
+    return Verdict(method, alone, task, gains, counts, interval, gained, lost)
 
 
-def _gain(result: Json, method: str, task: str, client: int, score: float, alone: float) -> Gain:
+def _agreement(result: Json, method: str, alone: str) -> Json | None:
+    """Return how a method's answers agree with those of its baseline; None if that is unknown.
+
+    Results of earlier versions have the agreement with plain training alone only.
+    """
+    agreed = at(result, "agreement", method)
+    other = at(agreed, "alone") or local_method(result["scores"])
+    return agreed if other == alone else None
+
+
+def _gain(result: Json, agreed: Json | None, task: str, client: int, score: float, alone: float) -> Gain:
     questions = number(result, "independent_questions", "clients", client, task)
     if not questions or not _are_shares(task, score, alone):
         return Gain(client, score, alone)
-    correlation = number(result, "agreement", method, "clients", client, task) or 0.0
+    correlation = number(agreed, "clients", client, task) or 0.0
     interval = difference_interval(score, alone, questions, correlation=correlation)
     p = difference_p(score, alone, questions, correlation)
     return Gain(client, score, alone, questions, interval, p)

@@ -14,7 +14,7 @@ from fedloom.report import client_charts, introduction
 from fedloom.report.charts import short_label
 from fedloom.report.client_verdicts import own_mean
 from fedloom.report.compare_runs import (
-    experiments_table,
+    experiments_tables,
     group_by_experiment,
     group_names,
     seeds_table,
@@ -26,6 +26,7 @@ from fedloom.report.limits import limits
 from fedloom.report.overview_charts import Mark, Row, overview
 from fedloom.report.run_results import Run, number
 from fedloom.report.seed_findings import seeds_findings
+from fedloom.report.shared_scores import for_everybody, shared_model
 from fedloom.report.significance import estimate
 from fedloom.report.tables import MISSING, counted, title
 from fedloom.report.templates import SLIM, figure, load_template
@@ -61,7 +62,7 @@ def render_comparison(runs: Sequence[Run], base: Path | None = None) -> str:
         found=[(name, _found(group)) for name, group in zip(names, groups, strict=True)],
         limits=_limits(groups),
         figures=[(name, drawn) for name, drawn in figures if drawn],
-        overview=experiments_table(groups) if len(groups) > 1 else None,
+        overview=experiments_tables(groups) if len(groups) > 1 else [],
         groups=list(zip(names, map(seeds_table, groups), strict=True)),
         differences=varying_table(groups) if len(groups) > 1 else None,
         purpose=introduction.purpose(list(runs[0].scores), runs[0].text_only),
@@ -106,13 +107,21 @@ def _overview(group: Sequence[Run], width: float) -> Markup:
     if len(tasks_in(group[0].result)) > 1:
         return Markup()
     methods = list(dict.fromkeys(method for run in group for method in run.scores))
-    rows = [Row(short_label(method), method, _marks(group, method)) for method in methods]
+    rows = [
+        Row(
+            short_label(method),
+            method,
+            _marks(group, method),
+            all(shared_model(run.scores[method]) is None for run in group if method in run.scores),
+        )
+        for method in methods
+    ]
     return overview(rows, methods, width)
 
 
 def _marks(group: Sequence[Run], method: str) -> tuple[Mark | None, Mark | None]:
     scored = [run for run in group if method in run.scores]
-    shared = [number(run.scores[method], main_score(run.result)) for run in scored]
+    shared = [number(for_everybody(run.scores[method]), main_score(run.result)) for run in scored]
     own = [own_mean(run.scores[method]) for run in scored]
     return _mark(shared), _mark(own)
 

@@ -9,15 +9,24 @@ from itertools import takewhile
 from statistics import fmean, stdev
 
 from fedloom.report.client_verdicts import own_mean, verdict_on
-from fedloom.report.federation_gain import compare_methods, count_clients, local_method, main_score
+from fedloom.report.federation_gain import baseline_of, compare_methods, count_clients, main_score
 from fedloom.report.findings import gap_share
 from fedloom.report.run_results import Json, Run, at, number
 from fedloom.report.score_tables import OWN, task_heads
+from fedloom.report.shared_scores import (
+    OWN_DATA,
+    OWN_MODELS,
+    SHARED_MODEL,
+    for_everybody,
+    has_both,
+    own_models,
+    shared_model,
+)
 from fedloom.report.significance import ClientCounts
 from fedloom.report.tables import MISSING, Table, is_federated, label, percent, signed, title
 
 UNSET = "not set"
-NOT_SETTINGS = ("seed", "name")  # the name is only a label, and scores are averaged over seeds
+NOT_SETTINGS = ("seed", "name", "report")  # labels and looks; scores are averaged over seeds
 
 
 def flat_settings(experiment: Json) -> dict[str, str]:
@@ -101,16 +110,42 @@ def _common_name(names: Sequence[str]) -> str:
     return re.sub(r"[\s,_-]*(seed)?[\s=_-]*$", "", "".join(column[0] for column in letters)) or names[0]
 
 
-def experiments_table(groups: Sequence[Sequence[Run]]) -> Table:
-    """Return the table of main scores, one row for each group of runs and one column for each method."""
+def experiments_tables(groups: Sequence[Sequence[Run]]) -> list[tuple[str, Table]]:
+    """Return tables of main scores, on everybody's questions and on clients' own data, each with its title.
+
+    They have one row for each group of runs and one column for each method. A table without any figure is left out.
+    """
     methods = list(dict.fromkeys(method for group in groups for run in group for method in run.scores))
+    both = any(has_both(run.scores) for group in groups for run in group)
+    kinds = [(SHARED_MODEL, shared_model), (OWN_MODELS, own_models)]
+    kinds = kinds if both else [("Global test", for_everybody)]
+    tables = [
+        (name, _experiments_table(groups, methods, lambda run, method, of=of: _main_score(run, of, method)))
+        for name, of in kinds
+    ]
+    own = _experiments_table(groups, methods, lambda run, method: own_mean(run.scores.get(method, {})))
+    tables.append((OWN_DATA if both else OWN, own))
+    return [
+        (f"{name}: score of each method in each experiment", table)
+        for name, table in tables
+        if any(cell != MISSING for row in table.rows for cell in row[1:])
+    ]
+
+
+def _experiments_table(
+    groups: Sequence[Sequence[Run]], methods: Sequence[str], score: Callable[[Run, str], float | None]
+) -> Table:
     rows = tuple(
-        (name, *(_mean_over_runs(group, method, main_score(group[0].result)) for method in methods))
+        (name, *(mean_deviation([score(run, method) for run in group]) for method in methods))
         for name, group in zip(group_names(groups), groups, strict=True)
     )
     titles = dict.fromkeys(title(main_score(group[0].result)) for group in groups)
     note = f"{', '.join(titles)} in percent: mean ± sample standard deviation over seeds."
     return Table(("Experiment", *map(label, methods)), rows, note)
+
+
+def _main_score(run: Run, of: Callable[[Json], Json | None], method: str) -> float | None:
+    return number(of(run.scores.get(method, {})), main_score(run.result))
 
 
 def seeds_table(group: Sequence[Run]) -> Table:
@@ -148,8 +183,8 @@ def seeds_table(group: Sequence[Run]) -> Table:
 def _clients_text(group: Sequence[Run], method: str) -> str:
     counts = ClientCounts()
     for run in group:
-        local = local_method(run.scores)
-        if local not in (None, method) and method in run.scores:
+        local = baseline_of(method, run.scores)
+        if local is not None and method in run.scores:
             counts = counts.plus(count_clients(run.scores[method], run.scores[local]))
     return f"{counts.better} / {counts.same} / {counts.worse}" if counts else MISSING
 
@@ -198,6 +233,14 @@ def _of_one_task(group: Sequence[Run]) -> dict[str, Column]:
             "Bottom fifth": (lowest, signed),
             **columns,
         }
+    if any(has_both(run.scores) for run in group):
+        own_data = columns.pop(OWN, None)
+        split = {
+            SHARED_MODEL: (lambda run, method: _main_score(run, shared_model, method), percent),
+            OWN_MODELS: (lambda run, method: _main_score(run, own_models, method), percent),
+            **({OWN_DATA: own_data} if own_data else {}),
+        }
+        return {**split, **columns, GAP: (closed, percent)}
     return {first: column(main), **columns, GAP: (closed, percent)}
 
 
@@ -217,7 +260,3 @@ def _by_task(group: Sequence[Run]) -> dict[str, Column]:
 
     scores = {head: score(task) for task, head in task_heads(group[0].result).items()}
     return {**scores, "Mean rank": (rank, "{:.2f}".format), "Gain over local": (gain, percent)}
-
-
-def _mean_over_runs(group: Sequence[Run], method: str, *keys: str) -> str:
-    return mean_deviation([number(run.scores.get(method), *keys) for run in group])

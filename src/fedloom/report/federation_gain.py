@@ -5,7 +5,7 @@ A missing score gives neither a rank nor a gain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -14,6 +14,9 @@ from fedloom.report.significance import ROUNDING, ClientCounts, count_by_sign
 from fedloom.tasks.score_answers import HEADLINES
 
 ByTask = Mapping[str, float | None]
+
+FINETUNE = "finetune"
+"""The part by which clients train their own models further at the end."""
 
 
 def tasks_in(result: Json) -> list[str]:
@@ -164,31 +167,55 @@ def local_method(scores: Mapping[str, Any]) -> str | None:
     return "local" if "local" in names else next(iter(names), None)
 
 
+def baseline_of(method: str, scores: Iterable[str]) -> str | None:
+    """Return the method with whose models clients compare those of a method: training alone, fine-tuned if the method is.
+
+    A method with fine-tuning trains its clients longer, so it is compared with fine-tuned training alone.
+
+    Args:
+        method: The method.
+        scores: All methods of the run.
+
+    Returns:
+        The baseline; None for training alone itself, and in a run without it.
+
+    Example:
+        >>> baseline_of("fedavg+finetune", ["local", "local+finetune"]), baseline_of("fedavg", ["local", "local+finetune"])
+        ('local+finetune', 'local')
+    """
+    names = list(scores)
+    alone, parts = local_method(dict.fromkeys(names)), method.split("+")
+    if alone == method:
+        return None
+    tuned = (name for name in names if name.split("+")[0] == "local" and FINETUNE in name.split("+")[1:])
+    return next(tuned, alone) if FINETUNE in parts[1:] and parts[0] != "local" else alone
+
+
 def compare_methods(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Compare the methods of a run, for `result.json`.
 
     Returns:
         "headlines" (task → name of its score), "tasks" (method → task → score), "mean_rank" (method →
-        number), and, empty without `local`, "gain" (method → each client's relative gain over `local`) and "clients"
-        (method → the numbers of clients that are "better" off, the "same" and "worse" off than with their own models, on
-        data like their own; the number of clients for which that is "unknown"; and the "worst" client).
+        number), and, empty without `local`, "gain" (method → each client's relative gain over its baseline, see `baseline_of`)
+        and "clients" (method → the numbers of clients that are "better" off, the "same" and "worse" off than with their own
+        models, on data like their own; the number of clients for which that is "unknown"; and the "worst" client). Methods
+        whose baseline is not plain `local` have it under "against".
     """
     by_task = task_scores({"scores": scores})
     tasks = next(iter(by_task.values()), {})
-    name = local_method(scores)
-    local = scores[name] if name else None
-    others = [method for method in scores if method != name] if local else []
+    pairs = {method: name for method in scores if (name := baseline_of(method, scores)) is not None}
+    against = {method: name for method, name in pairs.items() if name != local_method(scores)}
     return {
         "headlines": {task: HEADLINES.get(task, "accuracy") for task in tasks},
         "tasks": by_task,
         "mean_rank": mean_ranks(by_task),
-        "gain": {method: client_gains(scores[method], local) for method in others if local},
+        "gain": {method: client_gains(scores[method], scores[name]) for method, name in pairs.items()},
         "clients": {
             method: {
-                **count_clients(scores[method], local)._asdict(),
-                "worst": worst_client(scores[method], local),
+                **count_clients(scores[method], scores[name])._asdict(),
+                "worst": worst_client(scores[method], scores[name]),
             }
-            for method in others
-            if local
+            for method, name in pairs.items()
         },
+        **({"against": against} if against else {}),
     }

@@ -7,8 +7,16 @@ from collections.abc import Sequence
 from fedloom.algorithms import COMPARED
 from fedloom.report.client_verdicts import Verdict, verdict_on
 from fedloom.report.confidence_intervals import interval, margin
-from fedloom.report.federation_gain import count_clients, local_method, main_score, task_scores, worst_client
+from fedloom.report.federation_gain import (
+    baseline_of,
+    count_clients,
+    local_method,
+    main_score,
+    task_scores,
+    worst_client,
+)
 from fedloom.report.run_results import Json, at, number
+from fedloom.report.shared_scores import for_everybody, has_own_models, shared_model
 from fedloom.report.significance import SAME
 from fedloom.report.site_scores_table import is_tested_at_sites, tested_on
 from fedloom.report.tables import base, is_federated, label, percent, signed, title
@@ -39,15 +47,37 @@ def gap_share(result: Json, method: str) -> float | None:
     This is (a − l) / (c − l), where a, l and c are the main scores of the method, of local training (mean over clients)
     and of centralized training. None if a score is missing or c ≤ l.
     """
-    ends, value = local_and_centralized(result), number(result["scores"].get(method), main_score(result))
+    ends, value = local_and_centralized(result), global_score(result, method)
     if ends is None or value is None or ends[1] <= ends[0]:
         return None
     return (value - ends[0]) / (ends[1] - ends[0])
 
 
-def is_mean_over_clients(scores: Json) -> bool:
-    """Return whether a method's scores are means over models, one for each client."""
-    return number(scores, "best") is not None
+def global_score(result: Json, method: str) -> float | None:
+    """Return a method's main score on everybody's questions: that of its shared model, else the mean over clients' own ones."""
+    return number(for_everybody(result["scores"].get(method) or {}), main_score(result))
+
+
+def subject(result: Json, method: str) -> str:
+    """Name the model whose score `global_score` is; where clients have models of their own besides, that is said."""
+    scores = result["scores"][method]
+    both = has_own_models(scores) and shared_model(scores) is not None
+    return f"the shared model of {label(method)}" if both else label(method)
+
+
+def _possessor(result: Json, method: str) -> str:
+    return "the" if subject(result, method) != label(method) else f"{label(method)}'s"
+
+
+def _own_clause(result: Json, method: str) -> str:
+    """Describe the scores of clients' own models on the same questions; "" if there are none."""
+    scores = result["scores"][method]
+    value = number(scores, main_score(result))
+    if not has_own_models(scores) or value is None:
+        return ""
+    if shared_model(scores) is None:
+        return ", the mean of its models, one per client"
+    return f" (its clients' own models a mean of {_score_text(result, value)})"
 
 
 def is_share_of_questions(result: Json) -> bool:
@@ -75,7 +105,7 @@ def run_findings(result: Json, questions: float | None = None, names: Sequence[s
         names: The clients' names, for sentences about single clients.
     """
     method = headline_method(result)
-    value = number(result["scores"].get(method), main_score(result)) if method else None
+    value = global_score(result, method) if method else None
     if method is None or value is None:
         return ["No federated method was scored in this run, so there is no gain from federation to report."]
     if not is_share_of_questions(result):
@@ -100,17 +130,17 @@ def independent(result: Json, questions: float | None) -> float | None:
 def chance_sentences(result: Json, questions: float | None) -> list[str]:
     """Describe the uncertainty of the headline method's score from the number of questions; empty if it is unknown."""
     method = headline_method(result)
-    value = number(result["scores"].get(method), main_score(result)) if method else None
+    value = global_score(result, method) if method else None
     if method is None or value is None or not questions or not is_share_of_questions(result):
         return []
-    if is_mean_over_clients(result["scores"][method]):
+    if shared_model(result["scores"][method]) is None:
         return []
     count = independent(result, questions) or questions
     low, high = interval(value, count)
     fewer = "" if round(count) >= questions else f" (as informative as {count:,.0f} independent ones)"
     return [
         f"On {questions:,.0f} test question{'' if questions == 1 else 's'}{fewer} the 95% confidence interval (Wilson) of "
-        f"{label(method)}'s {percent(value)}% is {percent(low)} to {percent(high)}%. Differences below about "
+        f"{_possessor(result, method)} {percent(value)}% is {percent(low)} to {percent(high)}%. Differences below about "
         f"{percent(margin(value, value, count))} points are not significant. Scores also vary by seed, which one "
         "run cannot show."
     ]
@@ -118,11 +148,12 @@ def chance_sentences(result: Json, questions: float | None) -> list[str]:
 
 def short_findings(result: Json, names: Sequence[str] = ()) -> list[str]:
     """Summarize a federated method in two sentences: on everybody's questions, and for each client; empty without one."""
-    method, main = headline_method(result), main_score(result)
-    value = number(result["scores"].get(method), main) if method else None
+    method = headline_method(result)
+    value = global_score(result, method) if method else None
     if method is None or value is None:
         return []
-    sentence = f"On {tested_on(result)} {label(method)} reaches {_score_name(result)}{_score_text(result, value)}{_local_clause(result)}."
+    reached = f"{subject(result, method)} reaches {_score_name(result)}{_score_text(result, value)}{_own_clause(result, method)}"
+    sentence = f"On {tested_on(result)} {reached}{_local_clause(result)}."
     return [sentence, client_sentence(result, method, names)]
 
 
@@ -137,12 +168,10 @@ def _local_clause(result: Json) -> str:
 
 
 def _gap_sentence(result: Json, method: str, value: float, questions: float | None) -> str:
-    name, ends = label(method), local_and_centralized(result)
+    ends = local_and_centralized(result)
     between = "the gap between local and centralized training"
     score = f"{_score_name(result)}{_score_text(result, value)}"
-    where = (
-        ", the mean of its models, one per client" if is_mean_over_clients(result["scores"][method]) else ""
-    )
+    name, where = subject(result, method), _own_clause(result, method)
     reached = f"On {tested_on(result)} {name} reaches {score}{where}"
     if ends is None:
         names = ("local", "centralized")
@@ -192,7 +221,7 @@ def client_sentence(result: Json, method: str, names: Sequence[str] = ()) -> str
         names: The clients' names; those that are missing are named by their numbers.
     """
     scores, name = result["scores"], label(method)
-    local = local_method(scores)
+    local = baseline_of(method, scores)
     if local is None:
         return "Whether clients are better off than alone is unknown, because no client trained alone in this run."
     counts = count_clients(scores[method], scores[local])
@@ -203,12 +232,12 @@ def client_sentence(result: Json, method: str, names: Sequence[str] = ()) -> str
     unknown = f" ({counts.unknown} more cannot be compared)" if counts.unknown else ""
     if counts.known + counts.unknown == 1:
         how = "better" if counts.better else "worse" if counts.worse else "neither better nor worse"
-        sentence = f"On {'its own test part' if at_sites else 'data like its own'}, the only client is {how} off with {name} than with the model that it trained alone"
+        sentence = f"On {'its own test part' if at_sites else 'data like its own'}, the only client is {how} off with {name} than with the model that it trained alone{_tuned_clause(scores, local)}"
     else:
         verb = "is" if counts.better == 1 else "are"
         sentence = (
             f"On {'their own test parts' if at_sites else 'data like their own'}, {counts.better} of {counts.known} clients{unknown} {verb} better off with {name} than with the "
-            f"model that each trained alone, {counts.same} equally well off and {counts.worse} worse off"
+            f"model that each trained alone{_tuned_clause(scores, local)}, {counts.same} equally well off and {counts.worse} worse off"
             f"{_gain_clause(verdict)}"
         )
     if verdict is not None:
@@ -216,6 +245,15 @@ def client_sentence(result: Json, method: str, names: Sequence[str] = ()) -> str
     else:
         clause = _worst_clause(worst_client(scores[method], scores[local]), counts.known, names)
     return f"{sentence}{clause}."
+
+
+def _tuned_clause(scores: Json, alone: str) -> str:
+    """Name the baseline where it is not plain training alone."""
+    return (
+        ""
+        if alone == local_method(scores)
+        else f" and fine-tuned in the same way ({label(alone).replace(' (mean)', '')})"
+    )
 
 
 def _gain_clause(verdict: Verdict | None) -> str:
@@ -300,10 +338,7 @@ def _test_set(result: Json) -> str:
 
 
 def _federated_scores(result: Json) -> dict[str, float]:
-    main = main_score(result)
-    main_scores = {
-        name: number(scores, main) for name, scores in result["scores"].items() if is_federated(name)
-    }
+    main_scores = {name: global_score(result, name) for name in result["scores"] if is_federated(name)}
     return {name: value for name, value in main_scores.items() if value is not None}
 
 

@@ -14,6 +14,7 @@ from fedloom.report.confidence_intervals import interval
 from fedloom.report.federation_gain import main_score, tasks_in
 from fedloom.report.findings import independent, is_share_of_questions
 from fedloom.report.run_results import Run, number
+from fedloom.report.shared_scores import for_everybody, shared_model
 from fedloom.report.svg_elements import clip, drawing, line, scale, shift, tag, text, text_width
 from fedloom.report.tables import label, percent, signed
 from fedloom.report.verdict_tables import interval_text, name_in
@@ -31,25 +32,32 @@ class Mark(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of an overview: a name, the method that gives it its color, and a mark or None for each panel."""
+    """A row of an overview: a name, the method that gives it its color, and a mark or None for each panel.
+
+    With `own`, the figure on everybody's questions is a mean over clients' own models, as there is no shared one.
+    """
 
     name: str
     method: str
     marks: tuple[Mark | None, ...]
+    own: bool = False
 
 
 def run_overview(run: Run, width: float) -> Markup:
     """Draw each method's score on the global test set and on clients' own data; nothing for a run of several tasks."""
     if len(tasks_in(run.result)) > 1:
         return Markup()
-    rows = [Row(short_label(name), name, run_marks(run, name)) for name in run.scores]
+    rows = [
+        Row(short_label(name), name, run_marks(run, name), shared_model(scores) is None)
+        for name, scores in run.scores.items()
+    ]
     return overview(rows, list(run.scores), width)
 
 
 def run_marks(run: Run, method: str) -> tuple[Mark | None, Mark | None]:
     """Return a method's main score on the global test set and on clients' own data, with intervals for the questions.
 
-    The mean over the clients' own models is treated as one share, although its answers vary less; its interval is too wide
+    On the global test set it is that of the shared model, if there is one. The mean over the clients' own models is treated as one share, although its answers vary less; its interval is too wide
     rather than too narrow.
     """
     scores, tasks = run.scores[method], tasks_in(run.result)
@@ -57,7 +65,7 @@ def run_marks(run: Run, method: str) -> tuple[Mark | None, Mark | None]:
     shared = independent(run.result, run.questions(run.fullest_slice))
     is_share = is_share_of_questions(run.result)
     return (
-        _mark(number(scores, main_score(run.result)), shared if is_share else None),
+        _mark(number(for_everybody(scores), main_score(run.result)), shared if is_share else None),
         _mark(own_mean(scores), own if is_share else None),
     )
 
@@ -128,7 +136,8 @@ def _panel(
         if mark.low is not None and mark.high is not None:
             drawn.append(line(x(mark.low), y, x(mark.high), y, "band"))
             end = max(x(mark.high), end)
-        drawn.append(tag("circle", cx=x(mark.value), cy=y, r=4.5, class_="dot"))
+        class_ = "hollow" if row.own and panel == 0 else "dot"
+        drawn.append(tag("circle", cx=x(mark.value), cy=y, r=4.5, class_=class_))
         pieces += [tag("g", *drawn, style=style), text(end + 6, y + 4, percent(mark.value))]
     return Markup("").join(pieces)
 

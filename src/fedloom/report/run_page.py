@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from fedloom.report.client_verdicts import verdict_on
 from fedloom.report.compare_page import render_comparison
 from fedloom.report.federation_gain import main_score
 from fedloom.report.limits import limits
+from fedloom.report.predicted_needs import failed_prediction, predicted_table
 from fedloom.report.run_results import Run, at, number, read_run
 from fedloom.report.run_settings import facts, provenance
 from fedloom.report.score_tables import published_tables, score_table, task_tables
+from fedloom.report.shared_scores import has_own_models, shared_model
 from fedloom.report.site_scores_table import is_tested_at_sites, site_scores_table, tested_on
 from fedloom.report.split_table import card_table
 from fedloom.report.tables import Table, client_table, counted, is_federated, label, title
@@ -54,12 +57,26 @@ CHARTS: dict[str, Callable[[Run, float], Markup]] = {
 }
 
 
-def write_report(folders: Sequence[Path], out: Path) -> None:
+@dataclass(frozen=True)
+class AnswersLink:
+    """What a report says about its page of answers.
+
+    Attributes:
+        href: The page's name beside the report; None if there is none.
+        reason: Why it is not there, or could not be written anew, without a full stop; "" if it could.
+    """
+
+    href: str | None
+    reason: str = ""
+
+
+def write_report(folders: Sequence[Path], out: Path, answers: AnswersLink | None = None) -> None:
     """Write the report of one run, or the comparison of several, as one HTML file that loads nothing.
 
     Args:
         folders: Run folders in the order of the report; at least one.
         out: The file to write. It is written atomically.
+        answers: The page of answers of a single run; None says nothing about it.
 
     Raises:
         UserError: A run folder lacks a file, or a file is broken.
@@ -67,22 +84,29 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """
     if not folders:
         raise ValueError("a report needs at least one run folder")
-    page = render([read_run(folder) for folder in folders], out.parent)
+    write_page(out, render([read_run(folder) for folder in folders], out.parent, answers))
+
+
+def write_page(out: Path, page: str) -> None:
+    """Write a page atomically, and list it in the manifest of its folder if that has one."""
     write_atomic(out, page.encode(errors="replace"))
     if read_manifest(out.parent) is not None:
         add_to_manifest(out.parent, [out.name])
 
 
-def render(runs: Sequence[Run], base: Path | None = None) -> str:
+def render(runs: Sequence[Run], base: Path | None = None, answers: AnswersLink | None = None) -> str:
     """Return the HTML page of one run, or of the comparison of several.
 
     Args:
         runs: At least one run.
         base: The folder of the page, from which a comparison links to the report of each run; None for no links.
+        answers: See `write_report`.
     """
     if len(runs) > 1:
         return render_comparison(runs, base)
-    return load_template("page.html.j2").render(title=str(runs[0].experiment["name"]), run=_section(runs[0]))
+    return load_template("page.html.j2").render(
+        title=str(runs[0].experiment["name"]), run=_section(runs[0]), answers=answers
+    )
 
 
 def _section(run: Run) -> dict[str, Any]:
@@ -123,6 +147,8 @@ def _section(run: Run) -> dict[str, Any]:
         **{name: figure(partial(draw, run)) for name, draw in CHARTS.items()},
         "per_client": client_table(run.result, named),
         "costs": cost_table(run.result, work),
+        "needs": predicted_table(run),
+        "unpredicted": failed_prediction(run),
         "validation": validation_text(run),
         "validated": validation_table(run),
         "validated_rounds": curve_table(run),
@@ -135,9 +161,8 @@ def _section(run: Run) -> dict[str, Any]:
         "withheld": len(charts.slices_shown(run)) > 1,
         "whiskers": findings.is_share_of_questions(run.result)
         and run.questions(run.fullest_slice) is not None,
-        "own": [
-            label(method) for method, scores in run.scores.items() if findings.is_mean_over_clients(scores)
-        ],
+        "own": [label(method) for method, scores in run.scores.items() if has_own_models(scores)],
+        "hollow": any(shared_model(scores) is None for scores in run.scores.values()),
     }
 
 

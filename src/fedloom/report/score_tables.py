@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedloom.report.client_verdicts import own_mean
-from fedloom.report.federation_gain import compare_methods, main_score, tasks_in
+from fedloom.report.federation_gain import compare_methods, main_score, task_scores, tasks_in
 from fedloom.report.run_results import Json, at, number
+from fedloom.report.shared_scores import (
+    ABOUT,
+    OWN_DATA,
+    OWN_MODELS,
+    SHARED_MODEL,
+    has_both,
+    own_models,
+    shared_model,
+)
 from fedloom.report.site_scores_table import OVER_SITES, is_tested_at_sites
 from fedloom.report.tables import (
     MISSING,
@@ -65,6 +74,8 @@ def score_table(result: Json) -> Table:
         for method in result["scores"]
     }
     rows = tuple((label(method), *cells[method], *costs[method]) for method in result["scores"])
+    if several:
+        rows = _with_shared_models(result, rows)
     return Table(("Method", *heads, "Sent", "Seconds"), rows, _note(result, several))
 
 
@@ -103,6 +114,20 @@ def _by_task(compared: Json) -> tuple[tuple[str, ...], Cells]:
     return (*_heads(compared).values(), "Mean rank"), cells
 
 
+def _with_shared_models(result: Json, rows: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    """Add a row for the shared model of each method whose row has means over clients' own models."""
+    scores, found = result["scores"], list[tuple[str, ...]]()
+    for (method, entry), row in zip(scores.items(), rows, strict=True):
+        found.append(row)
+        if has_both({method: entry}):
+            by_task = task_scores({"scores": {**scores, method: shared_model(entry)}})[method]
+            found[-1:] = [
+                (f"{row[0]}, own models", *row[1:]),
+                (f"{row[0]}, shared model", *map(percent, by_task.values()), *(MISSING,) * 3),
+            ]
+    return tuple(found)
+
+
 def _of_one_task(result: Json, compared: Json) -> tuple[tuple[str, ...], Cells]:
     scores, main = result["scores"], main_score(result)
     task = next(iter(compared["headlines"]), "choice")
@@ -121,6 +146,17 @@ def _of_one_task(result: Json, compared: Json) -> tuple[tuple[str, ...], Cells]:
         if best is not None and worst is not None and cells[method]:
             first, *others = cells[method]
             cells[method] = (f"{first} ({percent(best)}–{percent(worst)})", *others)
+    if has_both(scores) and not is_tested_at_sites(result):
+        split = {
+            method: (
+                percent(number(shared_model(entry), main)),
+                row[0] if own_models(entry) else MISSING,
+                percent(owned[method]),
+                *row[1:],
+            )
+            for (method, row), entry in zip(cells.items(), scores.values(), strict=True)
+        }
+        return (SHARED_MODEL, OWN_MODELS, OWN_DATA, *list(paths)[1:]), split
     if all(value is None for value in owned.values()):
         return tuple(paths), cells
     beside = {method: (row[0], percent(owned[method]), *row[1:]) for method, row in cells.items() if row}
@@ -183,7 +219,10 @@ def _note(result: Json, several: bool) -> str:
         names = " and ".join(SLICES[name] for name in withheld).capitalize()
         sentences.append(f"{names}: {_in_text(main)} if only that modality is shown.")
     at_sites = is_tested_at_sites(result)
-    if not several and not at_sites and any(own_mean(entry) is not None for entry in scores.values()):
+    split = has_both(scores) and not several and not at_sites
+    if split:
+        sentences.append(f"The first three columns are {_in_text(main)}. {ABOUT}")
+    elif not several and not at_sites and any(own_mean(entry) is not None for entry in scores.values()):
         sentences.append(
             f"{OWN}: the mean over clients of {_in_text(main)} on data like each client's own; all other scores are on the global "
             "test set."
@@ -195,12 +234,18 @@ def _note(result: Json, several: bool) -> str:
             sentences.append(
                 f"{OVER_SITES}; for {', '.join(own)} they are those of each site's own model{brackets}."
             )
+        elif split:
+            sentences.append(
+                f"All other scores of {', '.join(own)} are means over clients' own models; brackets: the best and the worst of them."
+            )
         else:
             sentences.append(
                 f"For {', '.join(own)}, scores on the global test set are means over clients' own models{brackets}."
             )
     elif at_sites:
         sentences.append(f"{OVER_SITES}.")
+    if has_both(scores) and several:
+        sentences.append("Own models: means over the clients that hold a task, each with its own model.")
     sentences += _scoring_sentence(result)
     unread = {method: number(entry, "unparsed") for method, entry in scores.items()}
     shown = [f"{label(method)} {percent(share)}" for method, share in unread.items() if share]

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from fedloom.report.client_verdicts import Verdict, bottom_fifth, verdict_on
 from fedloom.report.federation_gain import local_method, main_score
+from fedloom.report.findings import global_score, subject
 from fedloom.report.run_results import Json, number
 from fedloom.report.significance import ClientCounts, Estimate, estimate
-from fedloom.report.tables import label, percent, signed
+from fedloom.report.tables import percent, signed
 
 
 def seeds_findings(results: Sequence[Json], method: str | None) -> list[str]:
@@ -19,12 +20,12 @@ def seeds_findings(results: Sequence[Json], method: str | None) -> list[str]:
         method: The method; None if no federated method was scored.
     """
     scored = [result for result in results if method in result["scores"]] if method else []
-    reached = estimate(_known(number(result["scores"][method], main_score(result)) for result in scored))
+    reached = estimate(_known(global_score(result, method or "") for result in scored))
     if method is None or reached is None:
         return ["No federated method was scored, so there is no gain from federation to report."]
     alone = local_method(scored[0]["scores"])
     other = "" if alone is None else _alone_clause(scored, alone)
-    sentence = f"Over {reached.seeds} seeds {label(method)} reaches {spread(reached)}% on the global test set{other}."
+    sentence = f"Over {reached.seeds} seeds {subject(scored[0], method)} reaches {spread(reached)}% on the global test set{other}."
     verdicts = [verdict for result in scored if (verdict := verdict_on(result, method)) is not None]
     return [sentence, _clients_sentence(verdicts)] if verdicts else [sentence]
 

@@ -256,6 +256,27 @@ def _fit(table: Table, width: int) -> list[int]:
     return widths
 
 
+def split_columns(table: Table, width: int) -> list[Table]:
+    """Split a table into blocks of columns that fit the width; each block repeats the first column."""
+    columns = list(zip(table.columns, *table.rows, strict=True))
+    needs = [max(*(len(word) for cell in column for word in cell.split()), 1) + 2 for column in columns]
+    first = min(max(map(len, columns[0])) + 2, width // 2)
+    blocks: list[list[int]] = [[]]
+    room = width - first + 2
+    for index, need in list(enumerate(needs))[1:]:
+        if blocks[-1] and sum(needs[other] for other in blocks[-1]) + need > room:
+            blocks.append([])
+        blocks[-1].append(index)
+    tables = [
+        Table(
+            tuple(table.columns[index] for index in (0, *block)),
+            tuple(tuple(row[index] for index in (0, *block)) for row in table.rows),
+        )
+        for block in blocks
+    ]
+    return [*tables[:-1], Table(tables[-1].columns, tables[-1].rows, table.note)]
+
+
 def bytes_sent(result: Json, method: str) -> float | None:
     """Return the bytes that a method sent in both directions; None if they were not recorded."""
     up, down = (number(result, "bytes", method, way) for way in ("up", "down"))

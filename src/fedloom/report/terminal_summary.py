@@ -9,9 +9,12 @@ from fedloom.report.findings import headline_method, short_summary
 from fedloom.report.run_results import Json
 from fedloom.report.score_tables import score_table
 from fedloom.report.site_scores_table import site_scores_table
-from fedloom.report.tables import printable
+from fedloom.report.tables import printable, split_columns
 from fedloom.report.training_work import NO_WORK, Work, work_sentence
-from fedloom.report.verdict_tables import TERMINAL_NOTE, terminal_verdicts
+from fedloom.report.verdict_tables import terminal_note, terminal_verdicts
+
+MOST_COLUMNS = 9
+"""Columns of scores that fit beside each other; more are written in blocks."""
 
 
 def terminal_table(result: Json, work: Mapping[str, Work] = NO_WORK) -> str:
@@ -21,14 +24,15 @@ def terminal_table(result: Json, work: Mapping[str, Work] = NO_WORK) -> str:
         result: The content of result.json.
         work: Method → its work, to say whether methods did equal work.
     """
-    at_sites = site_scores_table(result)
-    pieces = [table.text(80) for table in (score_table(result), at_sites) if table]
+    scores, at_sites = score_table(result), site_scores_table(result)
+    blocks = split_columns(scores, 80) if len(scores.columns) > MOST_COLUMNS else [scores]
+    pieces = [table.text(80) for table in (*blocks, at_sites) if table]
     tables = terminal_verdicts(result)
     for title, table in tables:
         head = "Clients on data like their own" + (f": {title}" if len(tables) > 1 else "")
         pieces.append(f"{head}\n{table.text(80)}")
     if tables:
-        pieces.append(f"{textwrap.fill(TERMINAL_NOTE, 80)}\n")
+        pieces.append(f"{textwrap.fill(terminal_note(result), 80)}\n")
     sentences = [short_summary(result), work_sentence(work, headline_method(result))]
     pieces += [f"{textwrap.fill(printable(sentence), 80)}\n" for sentence in sentences if sentence]
     return "\n".join(pieces)

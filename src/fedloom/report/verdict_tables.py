@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fedloom.report.client_verdicts import LEVEL, Verdict, client_tasks, own_mean, own_scores, verdicts
-from fedloom.report.federation_gain import local_method
+from fedloom.report.federation_gain import baseline_of, local_method
 from fedloom.report.run_results import Json, at, number
 from fedloom.report.score_tables import headline_title
 from fedloom.report.significance import SAME
@@ -26,6 +26,28 @@ INTERVALS = (
 INDEPENDENT = " The two models' answers are taken as independent, which makes intervals too wide rather than too narrow."
 PAIRED = " They are paired: both models answered the same questions."
 HOLM = f"after Holm's correction over a method's clients, at {100 * LEVEL:g} %"
+
+
+def baseline_note(baselines: Mapping[str, str | None], alone: str | None) -> str:
+    """Name the methods whose gains are not over plain training alone, and their baseline; "" if there are none.
+
+    Args:
+        baselines: Method → its baseline, or None.
+        alone: Plain training alone.
+    """
+    others: dict[str, list[str]] = {}
+    for method, other in baselines.items():
+        if other is not None and alone is not None and other != alone:
+            others.setdefault(other, []).append(label(method))
+    return "".join(
+        f" Gains of {', '.join(names)} are over {_plain(name)}, whose models were fine-tuned in the same way; all others are over "
+        f"{_plain(alone or '')}."
+        for name, names in others.items()
+    )
+
+
+def _plain(method: str) -> str:
+    return label(method).replace(" (mean)", "")
 
 
 def interval_text(value: float, interval: tuple[float, float] | None) -> str:
@@ -94,7 +116,7 @@ def _verdict_table(result: Json, task: str, names: Sequence[str]) -> Table | Non
         for verdict in found
     ]
     heads = ("Method", "Own data", "Mean gain", "Bottom fifth", "Worst client", "Better", "Same", "Worse")
-    note = f"{ABOUT} {RULE}"
+    note = f"{ABOUT}{baseline_note({one.method: one.alone for one in found}, alone)} {RULE}"
     if marked:
         note += f" {_about_intervals(result)} Significant: clients that gain / lose significantly {HOLM}."
     return Table((*heads, *(["Significant"] if marked else [])), tuple(rows), note)
@@ -108,7 +130,7 @@ TERMINAL_NOTE = (
 
 
 def terminal_verdicts(result: Json) -> list[tuple[str, Table]]:
-    """Return the tables of `verdict_tables` in a form that fits a terminal; `TERMINAL_NOTE` explains them."""
+    """Return the tables of `verdict_tables` in a form that fits a terminal; `terminal_note` explains them."""
     tables, alone = [], local_method(result["scores"])
     for task in client_tasks(result):
         found = verdicts(result, task)
@@ -128,6 +150,14 @@ def terminal_verdicts(result: Json) -> list[tuple[str, Table]]:
             heads = ("Method", "Own data", "Mean gain", "Bottom fifth", "Worst", "Clients")
             tables.append((_title(task), Table(heads, tuple(rows))))
     return tables
+
+
+def terminal_note(result: Json) -> str:
+    """Explain the tables of `terminal_verdicts`."""
+    scores = result["scores"]
+    return TERMINAL_NOTE + baseline_note(
+        {name: baseline_of(name, scores) for name in scores}, local_method(scores)
+    )
 
 
 def _significant(verdict: Verdict) -> str:
@@ -161,7 +191,10 @@ def _client_table(result: Json, task: str, names: Sequence[str]) -> Table | None
         if k < len(names)
     )
     columns = ("Client", *(["Questions"] if counted else []), "Alone", *map(label, cells))
-    note = "Alone: score of the client's own model, in percent. Others: gain over it, in points."
+    note = (
+        f"Alone: score of the client's own model ({_plain(alone)}), in percent. Others: gain over it, in points."
+        f"{baseline_note({one.method: one.alone for one in found}, alone)}"
+    )
     if counted:
         note += f" {_about_intervals(result)} {SIGNIFICANT} significant {HOLM}. Questions: independent test questions behind the client's scores."
     return Table(columns, rows, note) if rows else None

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom.report.run_page import write_report
 from fedloom.report.run_results import Run, at, number, read_run
 from fedloom.runs.run_folder import REPORT, is_finished
 from fedloom.runs.typed_table import Table
+from fedloom.runs.write_pages import write_pages
 from fedloom.system.errors import UserError
 from fedloom.tasks.predictions import PREDICTIONS, Prediction, read_predictions
 
@@ -179,7 +179,7 @@ class FinishedRun(ResultFolder):
         """Return the path of the run's report; with `out`, write the report anew, there."""
         if out is None:
             return self.folder / REPORT
-        write_report([self.folder], Path(out))
+        write_pages(self.folder, Path(out))
         return Path(out)
 
     @cached_property

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.report.federation_gain import local_method
+from fedloom.report.federation_gain import baseline_of, local_method
 from fedloom.runs.modality_slices import dependent_groups, own_weights, slices_of
 from fedloom.runs.run_folder import METHODS
 from fedloom.scenarios.plan import Plan
@@ -46,6 +46,8 @@ def agreement(
 ) -> dict[str, dict[str, Any]]:
     """Correlate the scores of each method with those of the models that clients trained alone, question by question.
 
+    These are the models of the method's baseline; see `fedloom.report.federation_gain.baseline_of`.
+
     The correlation of two weighted means Σ w_i x_i and Σ w_i y_i is Σ_g u_g v_g / √(Σ_g u_g² Σ_g v_g²), where u_g and v_g
     are the sums of w_i (x_i − x̄) and w_i (y_i − ȳ) over a group g of questions that depend on each other, such as those
     about one image.
@@ -58,17 +60,17 @@ def agreement(
 
     Returns:
         Method → under "clients" task → correlation for each client, on data like its own, and under "own" the same for the
-        means over clients. A correlation that is undefined, because one of the models has the same score on all questions,
+        means over clients; and, if it is not plain `local`, the baseline under "alone". A correlation that is undefined, because one of the models has the same score on all questions,
         is missing. Empty without local training.
     """
-    alone = local_method(dict.fromkeys(scores))
-    if alone is None:
+    if (local := local_method(dict.fromkeys(scores))) is None:
         return {}
     groups, result = dependent_groups(test), {}
     for method, models in scores.items():
-        if method == alone:
+        if (alone := baseline_of(method, scores)) is None:
             continue
         entry: dict[str, Any] = {"own": {}, "clients": [{} for _ in plan.clients]}
+        entry |= {"alone": alone} if alone != local else {}
         for task in tasks_of(test):
             sums = np.zeros((2, groups.max(initial=0) + 1))
             for client, share in enumerate(plan.clients):

@@ -62,7 +62,9 @@ def plan_run(experiment: Experiment) -> ResourcePlan:
     set_threads(experiment)
     site, data, plan = _empty_site(experiment)
     device = device_of(experiment)
-    return predict(experiment, site, data, plan, this_machine(device), machine_speed(device))
+    return predict(
+        experiment, site, data, plan, this_machine(device), machine_speed(device), resident_bytes()
+    )
 
 
 def _empty_site(experiment: Experiment) -> tuple[Site, DataSet, Plan]:

@@ -10,6 +10,7 @@ from fedloom.run_log import read_lines
 from fedloom.runs.resource_plan import machine_speed, predict
 from fedloom.runs.run_context import RunContext
 from fedloom.system.errors import error_sentence
+from fedloom.system.memory import resident_bytes
 
 MOST_CLIENTS = 10_000
 """Clients above which nothing is predicted, because every client is looked at."""
@@ -27,6 +28,7 @@ def record_prediction(context: RunContext) -> None:
     device = context.vlm.device
     try:
         site = replace(context.site, memory=InMemory())
+        loaded = sum(value.nbytes for value in context.vlm.model.parameters() if value.device.type == "cpu")
         plan = predict(
             context.experiment,
             site,
@@ -34,6 +36,7 @@ def record_prediction(context: RunContext) -> None:
             context.plan,
             this_machine(device),
             machine_speed(device),
+            max(0, resident_bytes() - loaded),
         )
         context.record.append("plan", plan.to_json())
     except Exception as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -26,9 +27,9 @@ from fedloom.models.longest_example import longest
 from fedloom.models.precision import device_of, precision_of
 from fedloom.models.step_sizes import SLOWER, step_sizes
 from fedloom.params import Part
+from fedloom.runs.modality_slices import slices_of
 from fedloom.runs.site_setup import algorithm_of
 from fedloom.scenarios.plan import Plan
-from fedloom.system.memory import resident_bytes
 from fedloom.tuning.strategy_parts import Parts
 from fedloom.types import DataSet
 from fedloom.wire.messages import Assignment, in_codec
@@ -112,7 +113,13 @@ def machine_speed(device: torch.device) -> float:
 
 
 def predict(
-    experiment: Experiment, site: Site, data: DataSet, plan: Plan, machine: Machine, speed: float
+    experiment: Experiment,
+    site: Site,
+    data: DataSet,
+    plan: Plan,
+    machine: Machine,
+    speed: float,
+    program: int,
 ) -> ResourcePlan:
     """Predict what a run needs.
 
@@ -123,6 +130,7 @@ def predict(
         plan: Which client holds which.
         machine: The kind of machine.
         speed: See `machine_speed`.
+        program: Bytes of this process without the model.
     """
     federated = [name for name in experiment.methods if experiment.method(name).federated]
     trains = federated or [
@@ -132,7 +140,6 @@ def predict(
         if experiment.method(name).base == base
     ]
     weights = weight_bytes(site.tuned.vlm, _precision(experiment))
-    program = resident_bytes()
     groups = _groups(site, trains[0]) if trains else {}
     classes = [
         _client_class(experiment, site, trains[0], federated, members, key, weights, speed)
@@ -336,13 +343,13 @@ def _seconds(
     forwards = 0
     for name in experiment.methods:
         method = experiment.method(name)
-        evaluations, models = 1, 1
+        passes = parts = len(slices_of(data.test)) if data.test else 0
         if method.federated or method.base in BASELINES_TRAINED:
-            every = experiment.evaluate.every
-            evaluations += experiment.train.rounds // every if every else 0
-            models = len(class_of) if method.base == "local" else 1
+            every, models = experiment.evaluate.every, _models(experiment, site, name)
+            passes = models * (parts + ((experiment.train.rounds - 1) // every if every else 0))
+            passes += parts if method.federated and models > 1 else 0  # the shared model besides
             training += _training_seconds(experiment, site, name, class_of)
-        forwards += evaluations * models
+        forwards += passes
     tokens = max((one.tokens for one in class_of.values()), default=1)
     encoder = sum(
         value.numel()
@@ -351,7 +358,7 @@ def _seconds(
         for value in map(vlm.model.get_parameter, names)
     )
     images = len({image.key for example in data.examples for image in example.pictures})
-    places = max((_size(grid) for grid in vlm.memo.known_grids.values()), default=1)
+    places = max(map(prod, vlm.memo.known_grids.values()), default=1)
     return {
         "features": images * encoder * places / (speed * SLOWER),
         "training": training,
@@ -380,11 +387,12 @@ def _training_seconds(
     return total
 
 
-def _size(grid: tuple[int, ...]) -> int:
-    size = 1
-    for side in grid:
-        size *= side
-    return size
+def _models(experiment: Experiment, site: Site, name: str) -> int:
+    """Return the number of models that a method ends with."""
+    method, local = experiment.method(name), site.method(name)
+    own = any("own model" in experiment.entries[part].traits for part in method.parts)
+    own = method.federated and (own or local.stages[-1].parts.personal.count > 0)
+    return len(local.profiles) if own or method.base == "local" else 1
 
 
 def _precision(experiment: Experiment) -> str:

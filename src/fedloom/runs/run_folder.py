@@ -36,11 +36,13 @@ EXPERIMENT, PLAN, RECORD, RESULT, REPORT = (
     "experiment.json", "plan.json", "record.jsonl", "result.json", "report.html"
 )  # fmt: skip
 METHODS, ADAPTER, MACHINE, FLOWER = "methods", "adapter", "machine.json", "flower"
+ANSWERS = "answers.html"
 PARTS = "predictions"
 """Name of the folder, below that of a method, that holds its predictions until the run ends."""
 
 HELD = (
-    EXPERIMENT, PLAN, MANIFEST, RECORD, MACHINE, "engine.json", METHODS, ADAPTER, PREDICTIONS, RESULT, REPORT, FLOWER
+    EXPERIMENT, PLAN, MANIFEST, RECORD, MACHINE, "engine.json", METHODS, ADAPTER, PREDICTIONS, RESULT, ANSWERS, REPORT,
+    FLOWER,
 )  # fmt: skip
 """All that a run writes into its folder."""
 
@@ -85,8 +87,8 @@ def default_folder(experiment: Experiment) -> Path:
 
 
 def choices_digest(experiment: Experiment) -> str:
-    """Return the SHA-256 of an experiment without names, places of data and models, and settings of speed."""
-    return experiment.digest_without({"name": True, "engine": True, "plugins": True, **PLACES})
+    """Return the SHA-256 of an experiment without names, places of data and models, and settings of speed and reports."""
+    return experiment.digest_without({"name": True, "plugins": True, **PLACES})
 
 
 def held_experiment(folder: Path, plugins: Plugged = ()) -> Experiment | None:

@@ -23,7 +23,7 @@ from fedloom.version import __version__
 
 PACKAGE = Path(__file__).parent.parent
 
-NO_RESULTS = ("cli", "report", "system/progress", "recipes", "testing", "runs/parity")
+NO_RESULTS = ("cli", "report", "system/progress", "recipes", "testing", "runs/parity", "runs/write_pages")
 """Beginnings of the names of modules that decide no result: they show and write down results."""
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from fedloom.experiment.experiment import Experiment
 from fedloom.report.federation_gain import compare_methods
-from fedloom.report.run_page import write_report
 from fedloom.run_log import Follower, RunLog
 from fedloom.runs.followers import follow_with
 from fedloom.runs.method_predictions import join_parts, remove_parts
@@ -23,7 +22,6 @@ from fedloom.runs.run_context import RemoteSites, RunContext
 from fedloom.runs.run_folder import (
     ADAPTER,
     RECORD,
-    REPORT,
     RESULT,
     discard_failed_start,
     experiment_to_resume,
@@ -35,12 +33,14 @@ from fedloom.runs.run_folder import (
 from fedloom.runs.run_identity import contents_of, require_same
 from fedloom.runs.run_lock import open_run_folder
 from fedloom.runs.run_setup import Models, current_identity, load_run_data, set_up_run
+from fedloom.runs.write_pages import write_pages
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import json_digest
 from fedloom.system.json_files import read_json, write_json
 from fedloom.system.manifest import add_to_manifest, read_manifest
 from fedloom.system.memory import forget_peak, peak_bytes
 from fedloom.system.progress import Progress
+from fedloom.types import DataSet
 
 Cell = tuple[Experiment, Path]
 """An experiment and its run folder."""
@@ -78,7 +78,9 @@ def run_experiment(
         return finished_result(experiment, out, remote)
     # Data and models may have moved since the run began; everything else stays.
     if (before := held_experiment(out, experiment.plugins)) is not None:
-        experiment = experiment.model_copy(update={"name": before.name, "engine": before.engine})
+        experiment = experiment.model_copy(
+            update={"name": before.name, "engine": before.engine, "report": before.report}
+        )
     with open_run_folder(out):
         folder_state(out, experiment)  # another process may have begun, or ended, something else here
         manifest = read_manifest(out)
@@ -87,7 +89,7 @@ def run_experiment(
             forget_peak()
             follow = follow_with(followers, progress.message)
             try:
-                result = _run_methods(experiment, out, progress, models, remote, follow)
+                result, data = _run_methods(experiment, out, progress, models, remote, follow)
             except Exception:
                 if manifest is None and remote is None:
                     discard_failed_start(out)
@@ -99,8 +101,9 @@ def run_experiment(
             add_to_manifest(out, run_files(out))
         else:  # a run that ended before its report was written
             finished_result(experiment, out, remote)
+            data = (remote and remote.data) or load_run_data(experiment)
         remove_parts(out, experiment.methods)
-        write_report([out], out / REPORT)  # which also lists it
+        write_pages(out, data=data)  # which also lists them
     return read_json(out / RESULT, {"scores": dict})
 
 
@@ -159,8 +162,8 @@ def _run_methods(
     models: Models,
     remote: RemoteSites | None,
     follow: Follower,
-) -> Result:
-    """Run every method or read its result, and return the content of `result.json`."""
+) -> tuple[Result, DataSet]:
+    """Run every method or read its result, and return the content of `result.json`, and the data."""
     with ExitStack() as live:
         context = set_up_run(experiment, folder, progress, models, live, remote and remote.data, follow)
         main = experiment.exported
@@ -172,6 +175,14 @@ def _run_methods(
         certainty = _certainty(context, experiment.methods)
         if main is not None:
             export(context, main)
+    return _result(context, results, certainty), context.data
+
+
+def _result(
+    context: RunContext, results: Mapping[str, dict[str, Any]], certainty: Mapping[str, Any]
+) -> Result:
+    experiment = context.experiment
+    main, folder = experiment.exported, context.folder
     return {
         "name": experiment.name,
         "digest": experiment.digest,

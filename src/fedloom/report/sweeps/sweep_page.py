@@ -20,11 +20,13 @@ from fedloom.report.sweeps.comparison_tables import (
 )
 from fedloom.report.sweeps.difference_charts import paired_chart
 from fedloom.report.sweeps.sweep_charts import axis_chart
-from fedloom.report.sweeps.sweep_results import SEED, SweepRun, headline, read_sweep, sweep_summary
+from fedloom.report.sweeps.sweep_results import SEED, SweepRun, headline, read_sweep
+from fedloom.report.sweeps.sweep_summary import sweep_summary
 from fedloom.report.sweeps.sweep_tables import (
     choice_table,
     finding_pairs,
     gain_table,
+    global_tables,
     mean_table,
     part_table,
     published_table,
@@ -93,7 +95,8 @@ def render_sweep(full_sweep: SweepRun) -> str:
         findings=[f"{shared} {own}" for shared, own in found[1:]],
         limits=_limits(full_sweep, sweep, groups),
         overview=figure(lambda width: sweep_overview(sweep, width), 600),
-        scores=mean_table(sweep),
+        scores=global_tables(sweep),
+        both=sweep.has_both,
         own=own_table(sweep),
         verdicts=verdict_table(sweep),
         work=work_table(full_sweep),

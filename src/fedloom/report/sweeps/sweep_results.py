@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from fedloom.report.client_verdicts import client_tasks, own_scores
-from fedloom.report.federation_gain import count_clients, local_method, main_score, tasks_in
+from fedloom.report.federation_gain import baseline_of, count_clients, local_method, main_score, tasks_in
 from fedloom.report.findings import headline_method
 from fedloom.report.run_results import Json, at, number, read_document
+from fedloom.report.shared_scores import for_everybody, has_both
 from fedloom.report.significance import ClientCounts, Estimate, estimate
 from fedloom.report.tables import is_federated, percent
 from fedloom.report.training_work import Work, read_work
@@ -20,6 +21,9 @@ from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import read_json, require_key
 from fedloom.system.manifest import SEAL, check_files, read_manifest, read_sealed
+
+Models = Callable[[Json], Json | None]
+"""A function from a method's scores to those of its shared model, or of clients' own models; see `shared_scores`."""
 
 SEED = "seed"
 """The axis that is averaged over."""
@@ -96,6 +100,11 @@ class SweepRun:
     def mixed_tasks(self) -> bool:
         """Whether cells have different tasks, whose scores must not be averaged together."""
         return len({frozenset(tasks_in(cell.result)) for cell in self.cells if cell.result}) > 1
+
+    @property
+    def has_both(self) -> bool:
+        """Whether any method has a shared model and clients' own models."""
+        return any(has_both(cell.scores) for cell in self.cells)
 
     @property
     def metrics(self) -> list[str]:
@@ -231,22 +240,30 @@ def cells_by_value(sweep: SweepRun, axis: str) -> dict[str, list[CellRun]]:
     }
 
 
-def by_seed(cells: Sequence[CellRun], method: str, metric: str | None = None) -> dict[Any, float]:
+def by_seed(
+    cells: Sequence[CellRun], method: str, metric: str | None = None, of: Models = for_everybody
+) -> dict[Any, float]:
     """Return seed → score of a method, averaged over the cells with that seed that have the score.
 
-    By default this is the main score of each cell; the cells must then have the same task.
+    Args:
+        cells: The cells.
+        method: The method.
+        metric: The score; None for the main score of each cell, which must then have the same task.
+        of: The models whose scores count.
     """
     scores: dict[Any, list[float]] = {}
     for cell in cells:
-        value = number(cell.scores.get(method), metric or cell.metric)
+        value = number(of(cell.scores.get(method, {})), metric or cell.metric)
         if value is not None:
             scores.setdefault(cell.values.get(SEED), []).append(value)
     return {seed: fmean(values) for seed, values in scores.items()}
 
 
-def mean_over_seeds(cells: Sequence[CellRun], method: str, metric: str | None = None) -> Estimate | None:
-    """Return a method's mean score with its interval over seeds; None if no cell has the score."""
-    return estimate(by_seed(cells, method, metric).values())
+def mean_over_seeds(
+    cells: Sequence[CellRun], method: str, metric: str | None = None, of: Models = for_everybody
+) -> Estimate | None:
+    """Return a method's mean score with its interval over seeds, see `by_seed`; None if no cell has the score."""
+    return estimate(by_seed(cells, method, metric, of).values())
 
 
 def paired_difference(
@@ -290,6 +307,11 @@ def local_of(sweep: SweepRun) -> str | None:
     return local_method(dict.fromkeys(sweep.methods))
 
 
+def baselines_in(sweep: SweepRun) -> dict[str, str | None]:
+    """Return method → the method with whose models clients compare its models, or None; see `baseline_of`."""
+    return {method: baseline_of(method, sweep.methods) for method in sweep.methods}
+
+
 def headline(result: Json) -> str:
     """Summarize a run in one line: the scores of local training, the main federated method and the highest one.
 
@@ -297,13 +319,12 @@ def headline(result: Json) -> str:
     worse off with it than alone.
     """
     main = main_score(result)
-    reached = {method: number(scores, main) for method, scores in result["scores"].items()}
+    reached = {method: number(for_everybody(scores), main) for method, scores in result["scores"].items()}
     best, local = best_federated(reached), local_method(reached)
     methods = [method for method in (local, headline_method(result), best) if method]
     shown = list(dict.fromkeys(methods)) or list(reached)[:3]
     texts = {
-        method: f"{method} {percent(reached[method])}{_clients_clause(result, method, local)}"
-        for method in shown
+        method: f"{method} {percent(reached[method])}{_clients_clause(result, method)}" for method in shown
     }
     if best in methods[:-1]:
         return ", ".join(texts.values())
@@ -312,7 +333,8 @@ def headline(result: Json) -> str:
     )
 
 
-def _clients_clause(result: Json, method: str, local: str | None) -> str:
+def _clients_clause(result: Json, method: str) -> str:
+    local = baseline_of(method, result["scores"])
     if local is None or not is_federated(method):
         return ""
     counts = count_clients(result["scores"][method], result["scores"][local])
@@ -330,52 +352,3 @@ def count_clients_in_cells(cells: Sequence[CellRun], method: str, other: str | N
         if other is not None and method in cell.scores and other in cell.scores:
             counts = counts.plus(count_clients(cell.scores[method], cell.scores[other]))
     return counts
-
-
-def _clients(cells: Sequence[CellRun], sweep: SweepRun) -> dict[str, dict[str, int]]:
-    """Return method → the numbers of clients that are better off and worse off with it than with their own models."""
-    local, counts = local_of(sweep), dict[str, ClientCounts]()
-    for cell in cells:
-        for method in cell.scores:
-            if local is not None and local in cell.scores and method != local:
-                more = count_clients(cell.scores[method], cell.scores[local])
-                counts[method] = counts.get(method, ClientCounts()).plus(more)
-    return {method: client_counts._asdict() for method, client_counts in counts.items()}
-
-
-def sweep_summary(sweep: SweepRun) -> dict[str, Any]:
-    """Return the content of the sweep's `result.json`: the scores of all cells, and the means over seeds of all rows."""
-    rows = [
-        {
-            "row": name,
-            "metric": metric_of(cells),
-            "methods": {
-                method: {"mean": estimate.mean, "half": estimate.half, "seeds": estimate.seeds}
-                for method in sweep.methods
-                if (estimate := mean_over_seeds(cells, method))
-            },
-            "clients": _clients(cells, sweep),
-        }
-        for name, cells in cells_by_setting(sweep).items()
-    ]
-    cells = [
-        {
-            "name": cell.name,
-            "values": dict(cell.values),
-            "digest": cell.digest,
-            "folder": cell.folder,
-            "state": cell.state,
-            "error": cell.error,
-            "scores": dict(cell.scores),
-            "bytes": at(cell.result, "bytes"),
-            "seconds": at(cell.result, "seconds"),
-        }
-        for cell in sweep.cells
-    ]
-    head = {"name": sweep.name, "digest": sweep.digest, "quick": sweep.quick}
-    return head | {
-        "axes": dict(sweep.axes),
-        "metric": None if sweep.mixed_tasks else sweep.metric,
-        "rows": rows,
-        "cells": cells,
-    }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fedloom.report.charts import short_label
 from fedloom.report.federation_gain import worst_client
 from fedloom.report.run_results import at, number
+from fedloom.report.shared_scores import OWN_MODELS, SHARED_MODEL, for_everybody, own_models, shared_model
 from fedloom.report.significance import ROUNDING, holm_significant
 from fedloom.report.sweeps.chosen_settings import Choice
 from fedloom.report.sweeps.estimate_texts import (
@@ -19,7 +20,9 @@ from fedloom.report.sweeps.estimate_texts import (
 )
 from fedloom.report.sweeps.sweep_results import (
     CellRun,
+    Models,
     SweepRun,
+    baselines_in,
     cells_by_setting,
     cells_by_value,
     count_clients_in_cells,
@@ -39,20 +42,45 @@ from fedloom.report.tables import (
     percent,
     title,
 )
+from fedloom.report.verdict_tables import baseline_note
 
 HOLM = f"{SIGNIFICANT} significant: t-test over seeds with Holm's correction over all differences of the table, at 5 %."
+NAMED_MODELS: dict[Models, str] = {
+    shared_model: " Of the model that all clients share; methods without one are left out.",
+    own_models: " Mean over the clients' own models, each on everybody's questions; methods without own models are left out.",
+    for_everybody: " Of the model that all clients share; without one, the mean over the clients' own models.",
+}
+"""The models whose scores a table shows → the sentence about them in its note."""
+
 MAX_NAMED = 6  # cells that a note names; result.json has all
 
 
-def mean_table(sweep: SweepRun, metric: str | None = None) -> Table:
+def global_tables(sweep: SweepRun) -> list[tuple[str, Table]]:
+    """Return the tables of the main score on everybody's questions, each with its title: of shared models, and of own ones."""
+    if not sweep.has_both:
+        return [("", mean_table(sweep))]
+    kinds: list[tuple[str, Models]] = [(SHARED_MODEL, shared_model), (OWN_MODELS, own_models)]
+    return [(name, mean_table(sweep, of=of)) for name, of in kinds]
+
+
+def mean_table(sweep: SweepRun, metric: str | None = None, of: Models = for_everybody) -> Table:
     """Return the table of a score; the best of several federated methods in a row is marked.
 
-    By default this is the main score of each cell; if cells have different tasks, a column names it.
+    Args:
+        sweep: The sweep.
+        metric: The score; None for the main score of each cell. If cells have different tasks, a column then names it.
+        of: The models whose scores are shown; a method without any is left out.
     """
-    rows, max_seeds, several_federated = [], 0, sum(map(is_federated, sweep.methods)) > 1
+    methods = [
+        method
+        for method in sweep.methods
+        if of is for_everybody
+        or any(of(cell.scores[method]) for cell in sweep.cells if method in cell.scores)
+    ]
+    rows, max_seeds, several_federated = [], 0, sum(map(is_federated, methods)) > 1
     named = sweep.mixed_tasks and metric is None
     for name, cells in cells_by_setting(sweep).items():
-        estimates = {method: mean_over_seeds(cells, method, metric) for method in sweep.methods}
+        estimates = {method: mean_over_seeds(cells, method, metric, of) for method in methods}
         means = {
             method: estimate.mean
             for method, estimate in estimates.items()
@@ -77,9 +105,10 @@ def mean_table(sweep: SweepRun, metric: str | None = None) -> Table:
         "If intervals overlap, another method may be as good."
     )
     note = f"{'Scores' if named else title(metric or sweep.metric)} in percent, on the global test set; {spread}."
+    note += NAMED_MODELS.get(of, "") if sweep.has_both or of is not for_everybody else ""
     if several_federated:
         note += best_note
-    heads = [*(["Score"] if named else []), *(short_label(method) for method in sweep.methods)]
+    heads = [*(["Score"] if named else []), *(short_label(method) for method in methods)]
     return Table((corner(sweep), *heads, "n"), tuple(rows), add_legend(note, rows), left=2 if named else 1)
 
 
@@ -118,11 +147,14 @@ def choice_table(sweep: SweepRun, picked: Sequence[Choice]) -> Table | None:
 
 def gain_table(sweep: SweepRun) -> Table | None:
     """Return the table of gains of federated methods over local training; None without local training."""
-    other = local_of(sweep)
-    pairs = [(method, other) for method in sweep.methods if is_federated(method) and other]
+    pairs = [
+        (method, other)
+        for method, other in baselines_in(sweep).items()
+        if is_federated(method) and other is not None
+    ]
     note = (
-        "In percentage points on the global test set: federated minus the mean of the clients' own models, paired by "
-        "seed."
+        "In percentage points on the global test set: the shared model minus the mean of the clients' own models, paired by "
+        f"seed.{baseline_note(baselines_in(sweep), local_of(sweep))}"
     )
     return _differences(sweep, pairs, note)
 
@@ -161,9 +193,14 @@ def sweep_findings(sweep: SweepRun) -> list[str]:
 
 def finding_pairs(sweep: SweepRun) -> list[tuple[str, str]]:
     """Return the findings as a sentence about the global test set and one about the clients, for each comparison."""
-    local = local_of(sweep)
     plain = next((method for method in sweep.methods if is_federated(method)), None)
-    pairs = [(plain, local)] if plain and local else []
+    baselines, local = baselines_in(sweep), local_of(sweep)
+    pairs = [(plain, other)] if plain and (other := baselines[plain]) else []
+    pairs += [
+        (method, other)
+        for method, other in baselines.items()
+        if method != plain and is_federated(method) and other is not None and other != local
+    ]
     pairs += [
         (method, base(method))
         for method in sweep.methods
@@ -200,6 +237,11 @@ def _client_sentence(sweep: SweepRun, method: str, other: str) -> str:
     if not counts:
         return "The scores of single clients, on data like their own, were not recorded."
     own = "their own model trained alone" if base(other) == "local" else label(other)
+    own += (
+        f" and fine-tuned in the same way ({short_label(other)})"
+        if other not in (base(other), local_of(sweep)) and base(other) == "local"
+        else ""
+    )
     sentence = (
         f"On data like their own, {counts.better} of {counted(counts.known, 'client')} over all cells {'is' if counts.better == 1 else 'are'} better off with "
         f"{label(method)} than with {own}, {counts.same} equally well off and {counts.worse} worse off"
@@ -232,7 +274,9 @@ def _gain_clause(sweep: SweepRun, method: str, other: str) -> str:
 
 
 def _baseline_phrase(method: str) -> str:
-    return "the clients' own models do on average" if base(method) == "local" else label(method)
+    if base(method) != "local":
+        return label(method)
+    return f"the clients' own models do on average{'' if method == base(method) else f' ({short_label(method)})'}"
 
 
 Pair = tuple[str, str]

@@ -13,12 +13,23 @@ from fedloom.report.charts import short_label
 from fedloom.report.client_verdicts import Gain, bottom_fifth, own_mean, verdict_on
 from fedloom.report.overview_charts import Mark, Row, overview
 from fedloom.report.pareto_chart import pareto_chart
+from fedloom.report.shared_scores import (
+    ABOUT,
+    OWN_DATA,
+    OWN_MODELS,
+    SHARED_MODEL,
+    for_everybody,
+    own_models,
+    shared_model,
+)
 from fedloom.report.significance import SAME, ClientCounts, Estimate, estimate
 from fedloom.report.sweeps.estimate_texts import add_legend, corner, counts_text, estimate_text
 from fedloom.report.sweeps.sweep_results import (
     SEED,
     CellRun,
+    Models,
     SweepRun,
+    baselines_in,
     cells_by_setting,
     count_clients_in_cells,
     local_of,
@@ -26,6 +37,7 @@ from fedloom.report.sweeps.sweep_results import (
 )
 from fedloom.report.tables import MISSING, Table, bytes_sent, is_federated, percent, signed, title
 from fedloom.report.training_work import Work, is_equal_work, work_cells, work_sentence
+from fedloom.report.verdict_tables import baseline_note
 
 
 class SweepVerdict(NamedTuple):
@@ -126,32 +138,42 @@ def verdict_table(sweep: SweepRun) -> Table | None:
     alone = local_of(sweep)
     if alone is None or not any(count_clients_in_cells(sweep.cells, name, alone) for name in sweep.methods):
         return None
-    found = {method: sweep_verdict(sweep.cells, method, alone) for method in sweep.methods}
+    baselines = baselines_in(sweep)
+    found = {
+        method: sweep_verdict(sweep.cells, method, other or alone) for method, other in baselines.items()
+    }
     levels = not sweep.mixed_tasks and any(verdict.both_levels is not None for verdict in found.values())
     rows = tuple(_verdict_row(sweep, method, verdict, levels) for method, verdict in found.items())
     note = (
         "Over all cells and seeds, in percent; gains in points over the model that each client trained alone, on data like its own. "
         "Bottom fifth: mean gain of the fifth of clients that gain least. Clients: how many are better off / equally well "
         f"off / worse off; equally means that scores differ by less than {100 * SAME:g} points."
+        f"{baseline_note(baselines, alone)}"
     )
     if levels:
         note += (
             " Both levels: half of the 95 % confidence interval of the mean gain that accounts for seeds and questions, as if "
             "all seeds had the same questions; ± accounts for seeds alone."
         )
-    heads = ("Method", "Global test", "Own data", "Mean gain", *(["Both levels"] if levels else []))
+    scores = (SHARED_MODEL, OWN_MODELS, OWN_DATA) if sweep.has_both else ("Global test", "Own data")
+    if sweep.has_both:
+        note += f" {ABOUT}"
+    heads = ("Method", *scores, "Mean gain", *(["Both levels"] if levels else []))
     heads += ("Bottom fifth", "Worst client", "Clients")
     return Table(heads, rows, add_legend(note, rows))
 
 
 def _verdict_row(sweep: SweepRun, method: str, verdict: SweepVerdict, levels: bool) -> tuple[str, ...]:
-    shared = None if sweep.mixed_tasks else mean_over_seeds(sweep.cells, method)
+    kinds: list[Models] = [shared_model, own_models] if sweep.has_both else [for_everybody]
+    everybody = [
+        None if sweep.mixed_tasks else mean_over_seeds(sweep.cells, method, of=models) for models in kinds
+    ]
     own = None if sweep.mixed_tasks else verdict.own
     gain = None if sweep.mixed_tasks else verdict.gain
     worst = verdict.worst
     return (
         short_label(method),
-        estimate_text(shared),
+        *map(estimate_text, everybody),
         estimate_text(own),
         estimate_text(gain, "+"),
         *([MISSING if (half := verdict.both_levels) is None else f"±{percent(half)}"] if levels else []),
@@ -165,7 +187,15 @@ def sweep_overview(sweep: SweepRun, width: float) -> Markup:
     """Draw each method's mean score on the global test set and on clients' own data; nothing if tasks differ."""
     if sweep.mixed_tasks:
         return Markup()
-    rows = [Row(short_label(method), method, _marks(sweep, method)) for method in sweep.methods]
+    rows = [
+        Row(
+            short_label(method),
+            method,
+            _marks(sweep, method),
+            all(shared_model(cell.scores[method]) is None for cell in sweep.cells if method in cell.scores),
+        )
+        for method in sweep.methods
+    ]
     return overview(rows, sweep.methods, width)
 
 

@@ -1,0 +1,170 @@
+"""Scores of the shared model, of clients' own models, and on own data: each where it belongs, and never one alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedloom.report.client_verdicts import verdict_on
+from fedloom.report.federation_gain import baseline_of, compare_methods
+from fedloom.report.findings import client_sentence, run_findings, short_findings
+from fedloom.report.score_tables import score_table
+from fedloom.report.shared_scores import OWN_DATA, OWN_MODELS, SHARED_MODEL, for_everybody, shared_model
+from fedloom.report.sweeps.sweep_page import render_sweep
+from fedloom.report.sweeps.sweep_results import headline, read_sweep
+from fedloom.report.sweeps.sweep_tables import finding_pairs, gain_table, global_tables
+from fedloom.report.sweeps.sweep_verdicts import verdict_table
+from fedloom.report.sweeps.terminal_tables import terminal_tables
+from fedloom.report.terminal_summary import terminal_table
+
+
+def scores(value: float, clients: list[float], shared: float | None = None, own: bool = False) -> dict:
+    """Scores of a method; of own models if `own`."""
+    model = {"accuracy": value, "tasks": {"choice": {"accuracy": value}}}
+    by_client = {"clients": clients, "client_tasks": [{"choice": one} for one in clients]}
+    return {
+        **model,
+        **by_client,
+        **({"best": max(clients), "worst": min(clients)} if own else {}),
+        **(
+            {}
+            if shared is None
+            else {"shared": {"accuracy": shared, "tasks": {"choice": {"accuracy": shared}}}}
+        ),
+    }
+
+
+RESULT = {
+    "main": "fedavg+finetune",
+    "scores": {
+        "zero-shot": scores(0.2, [0.25, 0.15]),
+        "local": scores(0.4, [0.7, 0.8], own=True),
+        "local+finetune": scores(0.41, [0.8, 0.9], own=True),
+        "fedavg+finetune": scores(0.5, [0.75, 0.95], shared=0.6, own=True),
+    },
+}
+"""Against `local` both clients gain with fine-tuned FedAvg; against fine-tuned `local` one gains and one loses 5 points."""
+
+
+def row_of(table, name: str) -> dict[str, str]:
+    return dict(zip(table.columns, next(row for row in table.rows if row[0] == name), strict=True))
+
+
+def test_whose_scores_they_are():
+    tuned, local = RESULT["scores"]["fedavg+finetune"], RESULT["scores"]["local"]
+    assert shared_model(local) is None and for_everybody(local) is local
+    assert for_everybody(tuned)["accuracy"] == 0.6
+    assert shared_model(RESULT["scores"]["zero-shot"]) is RESULT["scores"]["zero-shot"]
+
+
+def test_a_table_has_all_three():
+    table = score_table(RESULT)
+    wanted = {
+        "zero-shot": ("20.0", "—", "20.0"),
+        "local (mean)": ("—", "40.0 (80.0–70.0)", "75.0"),
+        "FedAvg + fine-tuning": ("60.0", "50.0 (95.0–75.0)", "85.0"),
+    }
+    for name, cells in wanted.items():
+        row = row_of(table, name)
+        assert (row[SHARED_MODEL], row[OWN_MODELS], row[OWN_DATA]) == cells
+
+
+def test_a_sentence_has_all_three():
+    shared, own = short_findings(RESULT)
+    assert "the shared model of FedAvg + fine-tuning reaches 60.0%" in shared
+    assert "(its clients' own models a mean of 50.0%)" in shared
+    assert "1 of 2 clients" in own and "1 worse off" in own
+    assert "the shared model of FedAvg + fine-tuning" in run_findings(RESULT)[0]
+
+
+def test_fine_tuned_methods_are_compared_with_fine_tuned_training_alone():
+    verdict = verdict_on(RESULT, "fedavg+finetune")
+    assert verdict is not None and verdict.alone == "local+finetune"
+    assert [gain.points for gain in verdict.gains] == pytest.approx([-0.05, 0.05])
+    assert verdict.counts == (1, 0, 1, 0)
+    alone = verdict_on(RESULT, "local+finetune")
+    assert alone is not None and alone.alone == "local" and alone.counts == (2, 0, 0, 0)
+    compared = compare_methods(RESULT["scores"])
+    assert compared["against"] == {"fedavg+finetune": "local+finetune"}
+    assert compared["clients"]["fedavg+finetune"]["worse"] == 1
+    assert "fine-tuned in the same way (local + fine-tuning)" in client_sentence(RESULT, "fedavg+finetune")
+    text = " ".join(terminal_table(RESULT).split())
+    assert "Gains of FedAvg + fine-tuning are over local + fine-tuning" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "methods", "expected"),
+    [
+        ("fedavg+finetune", ["local", "fedavg+finetune"], "local"),
+        ("fedavg+finetune+prompt", ["local", "local+prompt+finetune"], "local+prompt+finetune"),
+        ("fedavg", ["local", "local+finetune"], "local"),
+        ("local+finetune", ["local", "local+finetune"], "local"),
+        ("local", ["local", "local+finetune"], None),
+        ("fedavg+finetune", ["centralized"], None),
+        ("fedavg", ["local+finetune"], "local+finetune"),
+    ],
+)
+def test_the_baseline_of_a_method(method, methods, expected):
+    assert baseline_of(method, methods) == expected
+
+
+def test_agreement_with_another_baseline_does_not_narrow_an_interval():
+    counts = {"independent_questions": {"own": {"choice": 50}, "clients": [{"choice": 50}] * 2}}
+    agreed = {"own": {"choice": 0.9}, "clients": [{"choice": 0.9}] * 2}
+    without, with_local, with_tuned = (
+        verdict_on({**RESULT, **counts, "agreement": {"fedavg+finetune": entry}}, "fedavg+finetune")
+        for entry in ({}, agreed, {**agreed, "alone": "local+finetune"})
+    )
+    assert without and with_local and with_tuned
+    assert without.interval == with_local.interval != with_tuned.interval
+
+
+def sweep_of(folder: Path, result: dict) -> Path:
+    cells = []
+    for seed in (0, 1):
+        place = folder / f"cells/{seed}"
+        place.mkdir(parents=True)
+        (place / "result.json").write_text(json.dumps({**result, "bytes": {}, "seconds": {}}))
+        cells.append(
+            {"name": f"seed {seed}", "values": {"seed": seed}, "digest": "00", "folder": f"cells/{seed}"}
+            | {"state": "done"}
+        )
+    head = {"name": "tuned", "digest": "ab", "quick": False, "axes": {"seed": [0, 1]}, "published": None}
+    (folder / "sweep.json").write_text(json.dumps({**head, "cells": cells}))
+    return folder
+
+
+def test_a_sweep_has_all_three_and_the_same_baseline(tmp_path):
+    sweep = read_sweep(sweep_of(tmp_path, RESULT))
+    tables = dict(global_tables(sweep))
+    assert tables[SHARED_MODEL].columns[1:-1] == ("zero-shot", "FedAvg + fine-tuning")
+    assert tables[OWN_MODELS].columns[1:-1] == ("local", "local + fine-tuning", "FedAvg + fine-tuning")
+    table = verdict_table(sweep)
+    assert table is not None
+    row = row_of(table, "FedAvg + fine-tuning")
+    assert [row[name].rstrip("†") for name in (SHARED_MODEL, OWN_MODELS, OWN_DATA)] == [
+        "60.0",
+        "50.0",
+        "85.0",
+    ]
+    assert (
+        row["Clients"] == "2/0/2"
+    )  # one of two clients in each of two cells, against fine-tuned training alone
+    assert row_of(table, "local")[SHARED_MODEL] == "—"
+    assert "over local + fine-tuning" in table.note
+    gains = gain_table(sweep)
+    assert gains is not None and gains.rows[0][3] == "2 / 0 / 2"
+    assert any("fine-tuned in the same way (local + fine-tuning)" in own for _, own in finding_pairs(sweep))
+    text, page = terminal_tables(sweep), render_sweep(sweep)
+    for name in (SHARED_MODEL, OWN_MODELS, OWN_DATA):
+        assert f"{name}:" in text and f"{name}: Accuracy" in page
+    assert headline(RESULT).startswith("local 40.0, fedavg+finetune 60.0 (1 of 2 clients")
+
+
+def test_without_own_models_beside_a_shared_one_nothing_is_split(tmp_path):
+    plain = {**RESULT, "scores": {name: RESULT["scores"][name] for name in ("zero-shot", "local")}}
+    assert score_table(plain).columns[:3] == ("Method", "Accuracy", "Own data")
+    ((name, table),) = global_tables(read_sweep(sweep_of(tmp_path, plain)))
+    assert name == "" and table.columns[1:-1] == ("zero-shot", "local")
