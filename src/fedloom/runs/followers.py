@@ -1,7 +1,8 @@
 """Pass the lines of a run's log on: to functions of the user, and to TensorBoard, Weights & Biases or MLflow.
 
-A follower is a function that takes one line; see `fedloom.run_log.Follower`. Trackers are followers that write the figures of
-rounds and evaluations to files of another library, on this machine only.
+A follower is a function that takes one line; see `fedloom.run_log.Follower`. Callbacks of Python users are followers whose
+errors end the run. Trackers are followers that write the figures of rounds and evaluations to files of another library, on this
+machine only.
 """
 
 from __future__ import annotations
@@ -18,16 +19,21 @@ from fedloom.run_log import Follower
 from fedloom.system.errors import UserError, error_sentence
 
 
-def follow_with(followers: Sequence[Follower], message: Callable[[str], None]) -> Follower:
+def follow_with(
+    followers: Sequence[Follower], message: Callable[[str], None], callbacks: Follower | None = None
+) -> Follower:
     """Return one follower that calls several; one that raises is reported, and is called no more.
 
     Args:
         followers: Functions that take a line of a run's log.
         message: Shows a sentence about one that raised.
+        callbacks: Called first; what it raises is raised.
     """
     left = list(followers)
 
     def follow(line: Mapping[str, Any]) -> None:
+        if callbacks is not None:
+            callbacks(line)
         for follower in tuple(left):
             try:
                 follower(line)
@@ -36,6 +42,45 @@ def follow_with(followers: Sequence[Follower], message: Callable[[str], None]) -
                 message(f"a follower of the run's log is called no more: {error_sentence(error)}")
 
     return follow
+
+
+class Callbacks:
+    """A follower that calls the callbacks of `fedloom.run`; the first error of one of them ends the run, and is kept.
+
+    Args:
+        callbacks: Functions that take an event.
+        folder: The run folder, for the note that is added to an error.
+
+    Attributes:
+        raised: The error that a callback raised, or None.
+
+    Raises:
+        UserError: These are not functions.
+    """
+
+    def __init__(self, callbacks: Sequence[Callable[[Mapping[str, Any]], object]], folder: Path) -> None:
+        if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
+            raise UserError("callbacks: expected a list of functions that take an event, such as [print]")
+        self._callbacks, self._folder = tuple(callbacks), folder
+        self.raised: Exception | None = None
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Call all callbacks with an event, in their order."""
+        for callback in self._callbacks:
+            try:
+                callback(event)
+            except Exception as error:
+                name = getattr(callback, "__qualname__", type(callback).__qualname__)
+                error.add_note(
+                    f"This was raised by the callback {name} at an event of kind {event['kind']!r}. The rounds of the run in "
+                    f"{self._folder} up to its last checkpoint are kept; the same call of fedloom.run continues from there."
+                )
+                self.raised = error
+                raise
+
+    def stage(self, name: str, total: int) -> None:
+        """Call all callbacks with the event that a stage of `total` steps begins."""
+        self({"kind": "stage", "name": name, "steps": total})
 
 
 def figures_of(line: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
