@@ -65,6 +65,7 @@ def run(
     quiet: bool = False,
     rerun: bool = False,
     callbacks: Sequence[Callable[[Mapping[str, Any]], object]] = (),
+    track: Sequence[str] = (),
 ) -> FinishedRun:
     """Run an experiment, continue an interrupted run, or read the result of a finished one.
 
@@ -75,6 +76,8 @@ def run(
         rerun: Whether to discard a run in the folder and start again.
         callbacks: Functions that are called with each event of the run, a mapping with its "kind": "stage", "round",
             "evaluation" and others. An error that one raises ends the run, of which the checkpoints are kept.
+        track: Libraries with which figures are kept too, in `tracking` beside the run folder: "tensorboard", "wandb" (offline)
+            or "mlflow" (local files). One that raises is reported, and the run goes on.
 
     Returns:
         The run. As a mapping, it is the content of `result.json`.
@@ -85,8 +88,8 @@ def run(
         Exception: The error that a callback raised, unchanged, with a note about the run.
     """
     from fedloom.runs.finished_run import FinishedRun
-    from fedloom.runs.followers import Callbacks
-    from fedloom.runs.run_folder import default_folder, discard
+    from fedloom.runs.followers import Callbacks, open_trackers, tracked_settings
+    from fedloom.runs.run_folder import default_folder, discard, is_finished
     from fedloom.runs.single_run import run_experiment
     from fedloom.system.errors import user_errors
     from fedloom.system.progress import make_progress
@@ -98,7 +101,12 @@ def run(
         with user_errors():
             if rerun:
                 discard(folder)
-            return FinishedRun(folder, run_experiment(experiment, folder, progress, callbacks=events))
+            names = () if is_finished(folder) else track
+            with open_trackers(names, folder, tracked_settings(experiment)) as followers:
+                result = run_experiment(
+                    experiment, folder, progress, followers=followers, callbacks=events
+                )
+            return FinishedRun(folder, result)
     except Exception:
         if events.raised is not None:
             raise events.raised  # noqa: B904

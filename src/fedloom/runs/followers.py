@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedloom.run_log import Follower
 from fedloom.system.errors import UserError, error_sentence
+
+if TYPE_CHECKING:
+    from fedloom.experiment.experiment import Experiment
 
 
 def follow_with(
@@ -120,59 +124,68 @@ def _numbers(prefix: str, named: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+Log = Callable[[dict[str, float], int], None]
+"""(figures by name, number of rounds after which they hold): keeps them."""
+
+Close = Callable[[bool], object]
+"""(whether the run came to its end): closes a tracker."""
+
+
 class Tracker(NamedTuple):
     """A library that keeps figures.
 
     Attributes:
         title: Its name for people.
         module: The module that is imported, to tell whether it is installed.
-        open: (folder of its files, name of the run, settings of the run) → (function that takes figures and their step,
-            function that ends it).
+        open: (folder of its files, name of the run, settings of the run) → (what keeps figures, what closes it).
     """
 
     title: str
     module: str
-    open: Callable[
-        [Path, str, Mapping[str, Any]], tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]
-    ]
+    open: Callable[[Path, str, Mapping[str, Any]], tuple[Log, Close]]
 
 
-def _tensorboard(
-    folder: Path, name: str, settings: Mapping[str, Any]
-) -> tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]:
+def _tensorboard(folder: Path, name: str, settings: Mapping[str, Any]) -> tuple[Log, Close]:
     writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder / name))
+    writer.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in settings.items()))
 
     def log(figures: dict[str, float], step: int) -> None:
         for key, value in figures.items():
             writer.add_scalar(key, value, step)
         writer.flush()
 
-    return log, writer.close
+    return log, lambda _: writer.close()
 
 
-def _wandb(
-    folder: Path, name: str, settings: Mapping[str, Any]
-) -> tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]:
+def _wandb(folder: Path, name: str, settings: Mapping[str, Any]) -> tuple[Log, Close]:
     os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would send errors to its makers
     wandb = importlib.import_module("wandb")
+    # Its files may be uploaded later; they hold nothing about this machine, its output and its repositories.
+    private = {
+        "x_disable_machine_info": True,
+        "x_disable_stats": True,
+        "disable_git": True,
+        "console": "off",
+        "host": "localhost",
+    }
+    known = {key: value for key, value in private.items() if key in wandb.Settings.model_fields}
     run = wandb.init(
         mode="offline",
         project="fedloom",
         name=name,
         dir=str(folder),
         config=dict(settings),
-        settings=wandb.Settings(silent=True),
+        settings=wandb.Settings(silent=True, **known),
     )
+    run.define_metric("*", step_metric="round")  # its own steps only count calls
 
     def log(figures: dict[str, float], step: int) -> None:
-        run.log({**figures, "round": step})  # its own steps only count calls
+        run.log({**figures, "round": step})
 
-    return log, run.finish
+    return log, lambda ended: run.finish(exit_code=0 if ended else 1)
 
 
-def _mlflow(
-    folder: Path, name: str, settings: Mapping[str, Any]
-) -> tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]:
+def _mlflow(folder: Path, name: str, settings: Mapping[str, Any]) -> tuple[Log, Close]:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     client = importlib.import_module("mlflow.tracking").MlflowClient(folder.absolute().as_uri())
@@ -186,7 +199,7 @@ def _mlflow(
         for key, value in figures.items():
             client.log_metric(run, key, value, step=step)
 
-    return log, lambda: client.set_terminated(run)
+    return log, lambda ended: client.set_terminated(run, "FINISHED" if ended else "FAILED")
 
 
 TRACKERS = {
@@ -195,6 +208,45 @@ TRACKERS = {
     "mlflow": Tracker("MLflow, in local files", "mlflow", _mlflow),
 }
 """By the name that --track takes, which is also that of the extra with the library."""
+
+KEPT = ("scenario", "strategy", "train", "aggregate", "algorithms", "communication")
+"""Sections of an experiment whose keys are kept with the figures; those with paths of this machine are not."""
+
+
+def tracked_settings(experiment: Experiment) -> dict[str, str]:
+    """Return the settings of an experiment that trackers keep, with dotted keys and values as JSON."""
+    value = experiment.model_dump(mode="json", include={*KEPT})
+    names = {"name": experiment.data.name}
+    return {
+        "digest": experiment.digest,
+        "seed": str(experiment.seed),
+        "methods": ", ".join(experiment.methods),
+        **dict(_flat("data.", names)),
+        **dict(_flat("", value)),
+    }
+
+
+def _flat(prefix: str, value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flat(f"{prefix}{key}.", inner)
+        elif inner is not None:
+            yield f"{prefix}{key}", inner if isinstance(inner, str) else json.dumps(inner)
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Check that trackers can be opened.
+
+    Raises:
+        UserError: A name is unknown, or its library is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"track: there is no tracker {name!r}; there are {', '.join(TRACKERS)}")
+        if importlib.util.find_spec(TRACKERS[name].module) is None:
+            raise UserError(
+                f"track: {TRACKERS[name].title} is not installed; install fedloom[{name}]"
+            )
 
 
 @contextmanager
@@ -211,23 +263,25 @@ def open_trackers(
     Raises:
         UserError: A name is unknown, or its library is not installed.
     """
-    followers: list[Follower] = []
-    with ExitStack() as stack:
+    require_trackers(names)
+    followers, closes = list[Follower](), list[Close]()
+    ended = False
+    try:
         for name in dict.fromkeys(names):
-            if name not in TRACKERS:
-                raise UserError(f"--track: there is no tracker {name!r}; there are {', '.join(TRACKERS)}")
-            tracker = TRACKERS[name]
-            if importlib.util.find_spec(tracker.module) is None:
-                raise UserError(f"--track {name}: {tracker.title} is not installed; install fedloom[{name}]")
             folder = run_folder.absolute().parent / "tracking" / name
             folder.mkdir(parents=True, exist_ok=True)
-            log, close = tracker.open(folder, run_folder.name, settings)
-            stack.callback(close)
+            log, close = TRACKERS[name].open(folder, run_folder.name, settings)
+            closes.append(close)
 
-            def follow(line: Mapping[str, Any], log: Callable[[dict[str, float], int], None] = log) -> None:
+            def follow(line: Mapping[str, Any], log: Log = log) -> None:
                 step, figures = figures_of(line)
                 if figures:
                     log(figures, step)
 
             followers.append(follow)
         yield followers
+        ended = True
+    finally:
+        with ExitStack() as stack:  # one that raises does not keep others open
+            for close in closes:
+                stack.callback(close, ended)
