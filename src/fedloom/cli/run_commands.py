@@ -311,6 +311,7 @@ def report(
 
 app.command()(parity)
 app.command()(model_commands.ask)
+app.command()(model_commands.demo)
 app.command("eval")(model_commands.evaluate)
 app.command()(model_commands.export)
 app.command()(split)
