@@ -37,12 +37,17 @@ class Stop(Exception):
 def test_callbacks_get_every_event_in_order(short: Experiment, tmp_path: Path) -> None:
     events, kinds = list[Event](), list[str]()
     run = fedloom.run(
-        short, tmp_path / "run", quiet=True, callbacks=[events.append, lambda event: kinds.append(event["kind"])]
+        short,
+        tmp_path / "run",
+        quiet=True,
+        callbacks=[events.append, lambda event: kinds.append(event["kind"])],
     )
     assert kinds == [event["kind"] for event in events]
     written = list(RunLog(run.folder / "record.jsonl"))
     assert json.loads(json.dumps([event for event in events if event["kind"] != "stage"])) == written
-    rounds = [(event["method"], event["round"], event["loss"]) for event in events if event["kind"] == "round"]
+    rounds = [
+        (event["method"], event["round"], event["loss"]) for event in events if event["kind"] == "round"
+    ]
     assert rounds == [(row.method, row.round, row.loss) for row in run.rounds]
     last = [event for event in events if event["kind"] == "evaluation" and event["method"] == "fedavg"][-1]
     assert last["scores"]["accuracy"] == run["scores"]["fedavg"]["accuracy"]

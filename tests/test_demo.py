@@ -97,7 +97,9 @@ def test_the_run_decides_which_models_are_compared(models: SavedModels) -> None:
         "FedAvg",
         "local, client 2",
     ]
-    assert [(one.method, one.client) for one in compared_models(models, ["fedavg", "local", "fedavg"], 1)] == [
+    assert [
+        (one.method, one.client) for one in compared_models(models, ["fedavg", "local", "fedavg"], 1)
+    ] == [
         ("fedavg", None),
         ("local", 1),
     ]
@@ -262,7 +264,12 @@ def test_a_browser_shows_the_answers_and_asks_no_other_host(finished: Path, tmp_
         process.send_signal(signal.SIGINT)
         process.wait(60)
     cards = re.findall(r"<article><h2>([^<]*)</h2><p class=\"answer\">([^<]+)", done.stdout)
-    assert [name for name, _ in cards] == ["base model, untrained", "centralized", "FedAvg", "local, client 1"]
+    assert [name for name, _ in cards] == [
+        "base model, untrained",
+        "centralized",
+        "FedAvg",
+        "local, client 1",
+    ]
     assert "Answer in the data:" in done.stdout
     text = log.read_text()
     try:

@@ -359,7 +359,9 @@ def test_a_tracker_keeps_the_figures_of_a_whole_run(name: str, tiny_model: Path,
         assert figures["fedavg/loss", row.round + 1] == pytest.approx(row.loss)
         assert figures["fedavg/bytes_up", row.round + 1] == row.bytes_up
     for method, rounds in (("zero-shot", 0), ("fedavg", 2)):
-        assert figures[f"{method}/test/both/accuracy", rounds] == pytest.approx(run["scores"][method]["accuracy"])
+        assert figures[f"{method}/test/both/accuracy", rounds] == pytest.approx(
+            run["scores"][method]["accuracy"]
+        )
     assert settings["train.rounds"] == "2" and settings["data.name"] == "emoji"
     assert not any(str(tmp_path.parent) in one for one in (*settings.values(), *map(str, figures)))
     assert ended in (True, None)

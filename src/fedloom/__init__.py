@@ -103,9 +103,7 @@ def run(
                 discard(folder)
             names = () if is_finished(folder) else track
             with open_trackers(names, folder, tracked_settings(experiment)) as followers:
-                result = run_experiment(
-                    experiment, folder, progress, followers=followers, callbacks=events
-                )
+                result = run_experiment(experiment, folder, progress, followers=followers, callbacks=events)
             return FinishedRun(folder, result)
     except Exception:
         if events.raised is not None:

@@ -76,7 +76,8 @@ def demo(
         ),
     ] = None,
     client: Annotated[
-        int, typer.Option("--client", min=0, help="The client whose own model is shown, if clients have some.")
+        int,
+        typer.Option("--client", min=0, help="The client whose own model is shown, if clients have some."),
     ] = 0,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 0,
     changes: Places = None,

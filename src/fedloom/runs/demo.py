@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable, Mapping, Sequence
 from http.server import ThreadingHTTPServer
 from importlib import resources
@@ -127,9 +126,11 @@ def asked_image(value: Any, examples: Sequence[Example]) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(examples):
         return examples[value].image
     try:
-        return base64.b64decode(value.partition("base64,")[2] or value, validate=True)
-    except (AttributeError, TypeError, ValueError, binascii.Error):
-        raise UserError("image: the page sent no image that can be read") from None
+        if isinstance(value, str):
+            return base64.b64decode(value.partition("base64,")[2] or value, validate=True)
+    except ValueError:
+        pass
+    raise UserError("image: the page sent no image that can be read")
 
 
 def demo_server(

@@ -106,7 +106,9 @@ def _from_predictions(
 ) -> Evaluation:
     """Score what the models of a run answered, without answering again."""
     experiment, manifest = experiment_to_resume(run.folder, changes), read_manifest(run.folder)
-    test = {example.id: example for example in unchanged_test_set(run.folder, load_run_data(experiment), manifest)}
+    test = {
+        example.id: example for example in unchanged_test_set(run.folder, load_run_data(experiment), manifest)
+    }
     models: dict[tuple[str, int | None, str], list[Prediction]] = {}
     for row in run.iter_predictions():
         if row.client == client and (methods is None or row.method in methods):

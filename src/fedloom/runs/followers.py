@@ -244,9 +244,7 @@ def require_trackers(names: Sequence[str]) -> None:
         if name not in TRACKERS:
             raise UserError(f"track: there is no tracker {name!r}; there are {', '.join(TRACKERS)}")
         if importlib.util.find_spec(TRACKERS[name].module) is None:
-            raise UserError(
-                f"track: {TRACKERS[name].title} is not installed; install fedloom[{name}]"
-            )
+            raise UserError(f"track: {TRACKERS[name].title} is not installed; install fedloom[{name}]")
 
 
 @contextmanager

@@ -51,99 +51,111 @@ def page_server(
     Raises:
         UserError: The port is in use.
     """
-    token = secrets.token_urlsafe(18)
-
-    class Handler(BaseHTTPRequestHandler):
-        """Answers GET and HEAD of the page and the values."""
-
-        server_version, sys_version = "fedloom", ""
-
-        def do_GET(self) -> None:
-            """Answer a request."""
-            self._answer(body=True)
-
-        def do_HEAD(self) -> None:
-            """Answer a request without its body."""
-            self._answer(body=False)
-
-        def _answer(self, *, body: bool) -> None:
-            path = urlsplit(self.path).path
-            if not self.allowed(body):
-                return
-            if path == "/":
-                nonce = secrets.token_urlsafe(16)
-                self.send(200, "text/html", page.replace("NONCE", nonce), body, nonce)
-            elif path in values:
-                self.send(200, "application/json", to_json(_value(values[path])), body)
-            else:
-                self.send(404, "text/plain", "there is nothing here", body)
-
-        def allowed(self, body: bool = True) -> bool:
-            """Return whether a request comes from this machine with the token; if not, it is refused."""
-            own = server.server_port
-            given = parse_qs(urlsplit(self.path).query).get("token", [""])[0]
-            # A page of another origin that resolves its name to this machine still sends its own name.
-            if self.headers.get("Host") not in (f"{HOST}:{own}", f"localhost:{own}"):
-                self.send(403, "text/plain", "this page is for this machine only", body)
-                return False
-            if not hmac.compare_digest(given.encode(), token.encode()):
-                words = "the token is missing or wrong; use the address that fedloom printed"
-                self.send(403, "text/plain", words, body)
-                return False
-            return True
-
-        def send(self, code: int, kind: str, text: str, body: bool = True, nonce: str = "") -> None:
-            """Send an answer, with headers that let a page load nothing from elsewhere."""
-            content = text.encode()
-            self.send_response(code)
-            own = (
-                f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; connect-src 'self'"
-                if nonce
-                else ""
-            )
-            for name, value in {
-                "Content-Type": f"{kind}; charset=utf-8",
-                "Content-Length": str(len(content)),
-                "Content-Security-Policy": f"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; {own}",
-                "Cache-Control": "no-store",
-                "Referrer-Policy": "no-referrer",
-                "X-Content-Type-Options": "nosniff",
-            }.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Print nothing, because addresses hold the token."""
-
-    class Asking(Handler):
-        """Answers POST too."""
-
-        def do_POST(self) -> None:
-            """Answer a request with a JSON object."""
-            path = urlsplit(self.path).path
-            length = self.headers.get("Content-Length", "")
-            if not self.allowed():
-                return
-            if path not in asked:
-                self.send(404, "text/plain", "there is nothing here")
-            elif self.headers.get("Content-Type") != "application/json":
-                self.send(415, "text/plain", "a JSON object is needed")
-            elif not length.isdecimal() or int(length) > MOST_BYTES:
-                self.send(413, "text/plain", f"at most {MOST_BYTES:,} bytes can be sent")
-            else:
-                content = self.rfile.read(int(length))
-                self.send(200, "application/json", to_json(_value(lambda: asked[path](_object(content)))))
-
     try:
-        server = ThreadingHTTPServer((HOST, port), Asking if asked else Handler)
+        server = _PageServer((HOST, port), _Asking if asked else _Showing)
     except OSError as error:
         raise UserError(
             f"port {port} cannot be used ({error.strerror}); give another one with --port"
         ) from None
-    server.daemon_threads = True
-    return server, f"http://{HOST}:{server.server_port}/?token={token}"
+    server.page, server.values, server.asked = page, values, asked
+    return server, f"http://{HOST}:{server.server_port}/?token={server.token}"
+
+
+class _PageServer(ThreadingHTTPServer):
+    daemon_threads = True
+    page: str
+    values: Mapping[str, Callable[[], Mapping[str, Any]]]
+    asked: Mapping[str, Asked]
+
+    def __init__(self, *place: Any) -> None:
+        super().__init__(*place)
+        self.token = secrets.token_urlsafe(18)
+
+
+class _Showing(BaseHTTPRequestHandler):
+    """Answers GET and HEAD of the page and the values."""
+
+    server_version, sys_version = "fedloom", ""
+
+    @property
+    def _of(self) -> _PageServer:
+        assert isinstance(self.server, _PageServer)
+        return self.server
+
+    def do_GET(self) -> None:
+        """Answer a request."""
+        self._show(body=True)
+
+    def do_HEAD(self) -> None:
+        """Answer a request without its body."""
+        self._show(body=False)
+
+    def _show(self, *, body: bool) -> None:
+        path = urlsplit(self.path).path
+        if not self._allowed(body):
+            return
+        if path == "/":
+            nonce = secrets.token_urlsafe(16)
+            self._send(200, "text/html", self._of.page.replace("NONCE", nonce), body, nonce)
+        elif path in self._of.values:
+            self._send(200, "application/json", to_json(_value(self._of.values[path])), body)
+        else:
+            self._send(404, "text/plain", "there is nothing here", body)
+
+    def _allowed(self, body: bool = True) -> bool:
+        """Return whether a request comes from this machine with the token; if not, it is refused."""
+        own = self._of.server_port
+        given = parse_qs(urlsplit(self.path).query).get("token", [""])[0]
+        # A page of another origin that resolves its name to this machine still sends its own name.
+        if self.headers.get("Host") not in (f"{HOST}:{own}", f"localhost:{own}"):
+            self._send(403, "text/plain", "this page is for this machine only", body)
+            return False
+        if not hmac.compare_digest(given.encode(), self._of.token.encode()):
+            words = "the token is missing or wrong; use the address that fedloom printed"
+            self._send(403, "text/plain", words, body)
+            return False
+        return True
+
+    def _send(self, code: int, kind: str, text: str, body: bool = True, nonce: str = "") -> None:
+        """Send an answer, with headers that let a page load nothing from elsewhere."""
+        content, own = text.encode(), ""
+        if nonce:
+            own = f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; connect-src 'self'"
+        self.send_response(code)
+        for name, value in {
+            "Content-Type": f"{kind}; charset=utf-8",
+            "Content-Length": str(len(content)),
+            "Content-Security-Policy": f"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; {own}",
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing, because addresses hold the token."""
+
+
+class _Asking(_Showing):
+    """Answers POST too."""
+
+    def do_POST(self) -> None:
+        """Answer a request with a JSON object."""
+        path, length = urlsplit(self.path).path, self.headers.get("Content-Length", "")
+        if not self._allowed():
+            return
+        if path not in self._of.asked:
+            self._send(404, "text/plain", "there is nothing here")
+        elif self.headers.get("Content-Type") != "application/json":
+            self._send(415, "text/plain", "a JSON object is needed")
+        elif not length.isdecimal() or int(length) > MOST_BYTES:
+            self._send(413, "text/plain", f"at most {MOST_BYTES:,} bytes can be sent")
+        else:
+            content, answer = self.rfile.read(int(length)), self._of.asked[path]
+            self._send(200, "application/json", to_json(_value(lambda: answer(_object(content)))))
 
 
 def _object(content: bytes) -> Mapping[str, Any]:
