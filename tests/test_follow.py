@@ -8,6 +8,7 @@ import io
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,18 @@ import pytest
 from tests.e2e.test_runs import experiment
 from typer.testing import CliRunner
 
+import fedloom
 from fedloom.cli.run_commands import app
 from fedloom.run_log import RunLog
 from fedloom.runs.follow import progress_of, status_lines
-from fedloom.runs.followers import TRACKERS, figures_of, follow_with, open_trackers
+from fedloom.runs.followers import (
+    TRACKERS,
+    Tracker,
+    figures_of,
+    follow_with,
+    open_trackers,
+    tracked_settings,
+)
 from fedloom.runs.run_lock import open_run_folder
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
@@ -235,45 +244,157 @@ def test_unknown_and_missing_trackers_are_mistakes(tmp_path: Path, monkeypatch: 
 
 
 LINE = {"kind": "round", "method": "fedavg", "client": None, "round": 0, "loss": 0.5}
+Kept = tuple[dict[tuple[str, int], float], dict[str, str], bool | None]
+"""(name and step → value, settings, whether the run came to its end, or None where that is not kept)."""
 
 
-def tensorboard_value(folder: Path) -> float:
+def kept_by_tensorboard(folder: Path) -> Kept:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "run"))
     events.Reload()
-    (event,) = events.Scalars("fedavg/loss")
-    assert event.step == 1
-    return event.value
+    figures = {
+        (name, event.step): event.value for name in events.Tags()["scalars"] for event in events.Scalars(name)
+    }
+    (text,) = events.Tensors("settings/text_summary")
+    lines = text.tensor_proto.string_val[0].decode().splitlines()
+    return figures, dict(line.strip().split(": ", 1) for line in lines), None
 
 
-def mlflow_value(folder: Path) -> float:
+def kept_by_mlflow(folder: Path) -> Kept:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(folder.as_uri())
     (run,) = client.search_runs([client.get_experiment_by_name("fedloom").experiment_id])
-    assert run.info.status == "FINISHED" and run.data.params == {"seed": "0"}
-    (metric,) = client.get_metric_history(run.info.run_id, "fedavg/loss")
-    assert metric.step == 1
-    return metric.value
+    figures = {
+        (name, metric.step): metric.value
+        for name in run.data.metrics
+        for metric in client.get_metric_history(run.info.run_id, name)
+    }
+    return figures, run.data.params, run.info.status == "FINISHED"
 
 
-def wandb_value(folder: Path) -> float:
-    """Its file holds the key and the value as JSON, a few bytes apart."""
+def records_of(file: Path) -> Iterator[bytes]:
+    """Yield the records of a file of Weights & Biases: pieces with heads of 7 bytes, in blocks of 32,768 bytes."""
+    content, place, record = file.read_bytes(), 7, b""
+    while place + 7 <= len(content):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        record += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            yield record
+            record = b""
+
+
+def kept_by_wandb(folder: Path) -> Kept:
+    from wandb.proto.wandb_internal_pb2 import Record
+
     (file,) = folder.rglob("*.wandb")
-    found = re.search(rb"fedavg/loss.{1,4}?(0\.\d+)", file.read_bytes(), re.DOTALL)
-    assert found is not None
-    return float(found[1])
+    records = list[Any]()
+    # Its process still writes when the run has ended.
+    for _ in range(600):
+        records = [Record.FromString(content) for content in records_of(file)]
+        if records and records[-1].HasField("exit"):
+            break
+        time.sleep(0.1)
+    figures, settings, code = {}, {}, None
+    for record in records:
+        assert record.run.host in ("", "localhost")
+        for one in (*record.run.config.update, *record.config.update):
+            if one.key != "_wandb":
+                settings[one.key] = json.loads(one.value_json)
+        row = {
+            "/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
+        }
+        figures |= {(name, row["round"]): row[name] for name in row if "/" in name}
+        code = record.exit.exit_code if record.HasField("exit") else code
+    assert code is not None
+    return figures, settings, code == 0
 
 
-READ = {"tensorboard": tensorboard_value, "wandb": wandb_value, "mlflow": mlflow_value}
+KEPT_BY = {"tensorboard": kept_by_tensorboard, "wandb": kept_by_wandb, "mlflow": kept_by_mlflow}
+
+
+def or_skip(name: str) -> None:
+    if importlib.util.find_spec(TRACKERS[name].module) is None:
+        pytest.skip(f"{TRACKERS[name].title} is not installed; `pip install 'fedloom[{name}]'`")
 
 
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_tracker_keeps_what_the_line_says(name: str, tmp_path: Path) -> None:
     """Read back with the library itself."""
-    pytest.importorskip(TRACKERS[name].module)
-    with open_trackers([name], tmp_path / "run", {"seed": 0}) as (follow,):
+    or_skip(name)
+    with open_trackers([name], tmp_path / "run", {"seed": "0"}) as (follow,):
         follow(LINE)
         follow({"kind": "start"})
-    assert READ[name](tmp_path / "tracking" / name) == 0.5
+    figures, settings, ended = KEPT_BY[name](tmp_path / "tracking" / name)
+    assert figures == {("fedavg/loss", 1): 0.5}
+    assert settings == {"seed": "0"}
+    assert ended in (True, None)
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_tracker_keeps_that_a_run_failed(name: str, tmp_path: Path) -> None:
+    or_skip(name)
+    with pytest.raises(KeyboardInterrupt), open_trackers([name], tmp_path / "run", {}) as (follow,):
+        follow(LINE)
+        raise KeyboardInterrupt
+    figures, _, ended = KEPT_BY[name](tmp_path / "tracking" / name)
+    assert figures == {("fedavg/loss", 1): 0.5} and ended in (False, None)
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_tracker_keeps_the_figures_of_a_whole_run(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    """What the library reads back is the losses and scores of the finished run, and nothing names a place of this machine."""
+    or_skip(name)
+    value = experiment(
+        tiny_model, methods=["zero-shot", "fedavg"], algorithms={}, evaluate={"every": 1}, train={"rounds": 2}
+    )
+    run = fedloom.run(value, tmp_path / "run", quiet=True, track=[name])
+    figures, settings, ended = KEPT_BY[name](tmp_path / "tracking" / name)
+    for row in run.rounds:
+        assert figures["fedavg/loss", row.round + 1] == pytest.approx(row.loss)
+        assert figures["fedavg/bytes_up", row.round + 1] == row.bytes_up
+    for method, rounds in (("zero-shot", 0), ("fedavg", 2)):
+        assert figures[f"{method}/test/both/accuracy", rounds] == pytest.approx(
+            run["scores"][method]["accuracy"]
+        )
+    assert settings["train.rounds"] == "2" and settings["data.name"] == "emoji"
+    assert not any(str(tmp_path.parent) in one for one in (*settings.values(), *map(str, figures)))
+    assert ended in (True, None)
+    before = sorted(tmp_path.rglob("*"))
+    fedloom.run(value, tmp_path / "run", quiet=True, track=[name])
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is kept of a finished run that is only read"
+
+
+def test_trackers_are_closed_though_one_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+
+    def opens(name: str) -> Tracker:
+        def close(ended: bool) -> None:
+            closed.append(f"{name} {ended}")
+            raise OSError(name)
+
+        return Tracker(name, "json", lambda *_: (lambda figures, step: None, close))
+
+    monkeypatch.setattr("fedloom.runs.followers.TRACKERS", {name: opens(name) for name in "ab"})
+    with pytest.raises(OSError, match="a"), open_trackers("ab", tmp_path / "run", {}):
+        pass
+    assert closed == ["b True", "a True"]
+
+
+def test_settings_of_trackers_have_dotted_keys_and_no_places(tiny_model: Path) -> None:
+    settings = tracked_settings(experiment(tiny_model, seed=3))
+    assert settings["seed"] == "3" and settings["train.batch_size"] == "4"
+    assert settings["methods"] == "scaffold, fedadam+prompt+adaptive"
+    assert settings["algorithms.adaptive.skip"] == "1"
+    assert str(tiny_model) not in "".join(settings.values())
+
+
+def test_a_grid_is_not_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(app, ["run", "smoke", "--set", "grid.seed=[0, 1]", "--track", "mlflow"])
+    assert shown.exit_code == 2 and "figures are kept of single runs" in shown.output

@@ -16,7 +16,7 @@ Importing the package loads neither torch nor pydantic; they are loaded with the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,13 @@ def __getattr__(name: str) -> Any:
 
 
 def run(
-    experiment: Experiment, out: Path | str | None = None, *, quiet: bool = False, rerun: bool = False
+    experiment: Experiment,
+    out: Path | str | None = None,
+    *,
+    quiet: bool = False,
+    rerun: bool = False,
+    callbacks: Sequence[Callable[[Mapping[str, Any]], object]] = (),
+    track: Sequence[str] = (),
 ) -> FinishedRun:
     """Run an experiment, continue an interrupted run, or read the result of a finished one.
 
@@ -68,6 +74,10 @@ def run(
         out: The run folder; None is `runs/<name>-<first 8 digits of the digest>`.
         quiet: Whether to show no progress.
         rerun: Whether to discard a run in the folder and start again.
+        callbacks: Functions that are called with each event of the run, a mapping with its "kind": "stage", "round",
+            "evaluation" and others. An error that one raises ends the run, of which the checkpoints are kept.
+        track: Libraries with which figures are kept too, in `tracking` beside the run folder: "tensorboard", "wandb" (offline)
+            or "mlflow" (local files). One that raises is reported, and the run goes on.
 
     Returns:
         The run. As a mapping, it is the content of `result.json`.
@@ -75,20 +85,30 @@ def run(
     Raises:
         UserError: The folder holds something else; the data, base model or code changed since the run began; a file is
             damaged; the disk is full or memory runs out; or the experiment cannot run as it is.
+        Exception: The error that a callback raised, unchanged, with a note about the run.
     """
     from fedloom.runs.finished_run import FinishedRun
-    from fedloom.runs.run_folder import default_folder, discard
+    from fedloom.runs.followers import Callbacks, open_trackers, tracked_settings
+    from fedloom.runs.run_folder import default_folder, discard, is_finished
     from fedloom.runs.single_run import run_experiment
     from fedloom.system.errors import user_errors
     from fedloom.system.progress import make_progress
 
     folder = default_folder(experiment) if out is None else Path(out)
-    progress = make_progress(quiet)
+    events = Callbacks(callbacks, folder)
+    progress = make_progress(quiet, events.stage)
     try:
         with user_errors():
             if rerun:
                 discard(folder)
-            return FinishedRun(folder, run_experiment(experiment, folder, progress))
+            names = () if is_finished(folder) else track
+            with open_trackers(names, folder, tracked_settings(experiment)) as followers:
+                result = run_experiment(experiment, folder, progress, followers=followers, callbacks=events)
+            return FinishedRun(folder, result)
+    except Exception:
+        if events.raised is not None:
+            raise events.raised  # noqa: B904
+        raise
     finally:
         progress.close()
 

@@ -1,4 +1,4 @@
-"""Commands that use the models of a finished run: `fedloom ask`, `fedloom eval` and `fedloom export`."""
+"""Commands that use the models of a finished run: `fedloom ask`, `demo`, `eval` and `export`."""
 
 from __future__ import annotations
 
@@ -63,6 +63,38 @@ def ask(
         echo(reply.answer)
         for option, score in sorted((reply.scores or {}).items(), key=lambda pair: -pair[1]):
             echo(f"  {100 * score:5.1f} %  {option}")
+
+
+def demo(
+    folder: RunFolder,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="A method; may be repeated. The default is the base model, the pooled one, the federated one and a client's.",
+        ),
+    ] = None,
+    client: Annotated[
+        int,
+        typer.Option("--client", min=0, help="The client whose own model is shown, if clients have some."),
+    ] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 0,
+    changes: Places = None,
+    debug: Debug = False,
+) -> None:
+    """Ask models of a finished run side by side, on a page that only this machine can open; Ctrl-C ends it."""
+    with report_errors(debug, "the page has ended"):
+        from fedloom.runs.demo import compared_models, demo_server, heading
+        from fedloom.runs.saved_models import open_models
+
+        models = open_models(folder, changes or ())
+        compared = compared_models(models, methods or (), client)
+        server, address = demo_server(port, models, compared)
+        with server:
+            echo(f"{'; '.join(map(heading, compared))}\n{address}")
+            echo("This page is for you alone: its token gives access. Ctrl-C ends it.")
+            server.serve_forever(poll_interval=0.2)
 
 
 def evaluate(

@@ -105,6 +105,8 @@ def run(
         from fedloom.runs.run_folder import default_folder, discard, folder_state, moved_places
 
         if is_grid(recipe, changes or ()):
+            if track:
+                raise UserError(f"--track: {recipe} is a grid, and figures are kept of single runs")
             sweep(
                 recipe,
                 changes,
@@ -142,6 +144,7 @@ def resume(
         list[str] | None,
         typer.Option("--plugin", metavar="FILE.py", help="Current path of each plug-in of the run."),
     ] = None,
+    track: Track = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -157,6 +160,7 @@ def resume(
             as_json,
             experiment_to_resume(folder, changes or (), plugins or ()),
             finished=is_finished(folder),
+            track=track or (),
         )
 
 
@@ -192,7 +196,7 @@ def _run_and_show(
     track: Sequence[str] = (),
 ) -> None:
     """Run an experiment, or continue it, and show its result."""
-    result = _run(folder, quiet, experiment, track)
+    result = _run(folder, quiet, experiment, () if finished else track)
     if finished:
         print_error(f"{folder} is finished; use --rerun to run it again, or --out to use another folder")
     show_result(result, folder, as_json)
@@ -209,10 +213,9 @@ def _run(folder: Path, quiet: bool, experiment: Experiment, track: Sequence[str]
 
         if not track:
             return run_experiment(experiment, folder, progress)
-        from fedloom.runs.followers import open_trackers
+        from fedloom.runs.followers import open_trackers, tracked_settings
 
-        settings = {"seed": experiment.seed, "methods": ", ".join(experiment.methods)}
-        with open_trackers(track, folder, settings) as followers:
+        with open_trackers(track, folder, tracked_settings(experiment)) as followers:
             return run_experiment(experiment, folder, progress, followers=followers)
     except KeyboardInterrupt as stop:
         progress.close()
@@ -313,6 +316,7 @@ def report(
 
 app.command()(parity)
 app.command()(model_commands.ask)
+app.command()(model_commands.demo)
 app.command("eval")(model_commands.evaluate)
 app.command()(model_commands.export)
 app.command()(split)

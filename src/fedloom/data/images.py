@@ -84,6 +84,16 @@ def fully_checked_image(path: Path) -> FileImage | str:
     return FileImage(path, (image.width, image.height), _digest_of(image))
 
 
+def pixels_of_bytes(content: bytes) -> NDArray[np.uint8] | str:
+    """Return the pixels of an encoded image, shape [height, width, 3], or the reason why it cannot be used."""
+    if len(content) > LIMITS.bytes:
+        return f"too large (more than {LIMITS.bytes:,} bytes)"
+    try:
+        return np.array(_decode(content, LIMITS))
+    except _Refused as refused:
+        return str(refused)
+
+
 def quickly_checked_image(path: Path) -> FileImage | str:
     """Return the image in a file after checking its first bytes, or the reason why it cannot be used."""
     reason = quick_check(path)

@@ -1,8 +1,9 @@
-"""Images given from Python: a path, a PIL image, or an array of pixels."""
+"""Images given from Python: a path, the bytes of a file, a PIL image, or an array of pixels."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedloom.data.images import fully_checked_image, upright_rgb
+from fedloom.data.images import fully_checked_image, pixels_of_bytes, upright_rgb
 from fedloom.system.errors import UserError
 from fedloom.types import LazyImage
 
@@ -48,10 +49,10 @@ class PixelImage:
 
 
 def python_image(value: Any, what: str = "image") -> LazyImage:
-    """Return an image from a path, a PIL image of any mode, or an array of shape [height, width, 3] with values 0–255.
+    """Return an image from a path, the bytes of a file, a PIL image of any mode, or an array of shape [height, width, 3].
 
     Args:
-        value: One of these, or an image of fedloom's own kind, which is returned unchanged.
+        value: One of these, arrays with values 0–255, or an image of fedloom's own kind, which is returned unchanged.
         what: Its name in messages.
 
     Raises:
@@ -62,6 +63,11 @@ def python_image(value: Any, what: str = "image") -> LazyImage:
         if isinstance(image, str):
             raise UserError(f"{what}: {value} is {image}")
         return image
+    if isinstance(value, bytes):
+        pixels = pixels_of_bytes(value)
+        if isinstance(pixels, str):
+            raise UserError(f"{what}: it is {pixels}")
+        return PixelImage(pixels)
     if isinstance(value, Image.Image):
         try:
             return PixelImage(np.array(upright_rgb(value)))
@@ -79,3 +85,11 @@ def python_image(value: Any, what: str = "image") -> LazyImage:
     raise UserError(
         f"{what}: expected a path, a PIL image or an array of pixels, not a {type(value).__name__}"
     )
+
+
+def image_as_png(image: LazyImage, side: int) -> bytes:
+    """Return an image as the bytes of a PNG file, made smaller where its longest side has more than `side` pixels."""
+    shown, buffer = Image.fromarray(image.pixels()), io.BytesIO()
+    shown.thumbnail((side, side))
+    shown.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -18,7 +18,7 @@ from fedloom.runs.saved_models import SavedModels, open_models
 from fedloom.runs.trained_model import TrainedModel
 from fedloom.runs.typed_table import Table
 from fedloom.system.errors import UserError
-from fedloom.system.manifest import read_manifest
+from fedloom.system.manifest import Manifest, read_manifest
 from fedloom.tasks import Metric
 from fedloom.tasks.predictions import Prediction, answers_of, predictions
 from fedloom.tasks.score_answers import score
@@ -106,7 +106,9 @@ def _from_predictions(
 ) -> Evaluation:
     """Score what the models of a run answered, without answering again."""
     experiment, manifest = experiment_to_resume(run.folder, changes), read_manifest(run.folder)
-    test = {example.id: example for example in _test_set(run.folder, load_run_data(experiment), manifest)}
+    test = {
+        example.id: example for example in unchanged_test_set(run.folder, load_run_data(experiment), manifest)
+    }
     models: dict[tuple[str, int | None, str], list[Prediction]] = {}
     for row in run.iter_predictions():
         if row.client == client and (methods is None or row.method in methods):
@@ -128,8 +130,12 @@ def _from_predictions(
     )
 
 
-def _test_set(folder: Path, data: DataSet, manifest: Any) -> Sequence[Example]:
-    """Return the test set of a run, which must be as it was."""
+def unchanged_test_set(folder: Path, data: DataSet, manifest: Manifest | None) -> Sequence[Example]:
+    """Return the test set of a run.
+
+    Raises:
+        UserError: It is not as it was when the run began.
+    """
     now = contents_of(data)
     for name in ("test examples", "test images"):
         if manifest is not None and manifest.identity.get(name) != now[name]:

@@ -1,33 +1,43 @@
 """Pass the lines of a run's log on: to functions of the user, and to TensorBoard, Weights & Biases or MLflow.
 
-A follower is a function that takes one line; see `fedloom.run_log.Follower`. Trackers are followers that write the figures of
-rounds and evaluations to files of another library, on this machine only.
+A follower is a function that takes one line; see `fedloom.run_log.Follower`. Callbacks of Python users are followers whose
+errors end the run. Trackers are followers that write the figures of rounds and evaluations to files of another library, on this
+machine only.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedloom.run_log import Follower
 from fedloom.system.errors import UserError, error_sentence
 
+if TYPE_CHECKING:
+    from fedloom.experiment.experiment import Experiment
 
-def follow_with(followers: Sequence[Follower], message: Callable[[str], None]) -> Follower:
+
+def follow_with(
+    followers: Sequence[Follower], message: Callable[[str], None], callbacks: Follower | None = None
+) -> Follower:
     """Return one follower that calls several; one that raises is reported, and is called no more.
 
     Args:
         followers: Functions that take a line of a run's log.
         message: Shows a sentence about one that raised.
+        callbacks: Called first; what it raises is raised.
     """
     left = list(followers)
 
     def follow(line: Mapping[str, Any]) -> None:
+        if callbacks is not None:
+            callbacks(line)
         for follower in tuple(left):
             try:
                 follower(line)
@@ -36,6 +46,45 @@ def follow_with(followers: Sequence[Follower], message: Callable[[str], None]) -
                 message(f"a follower of the run's log is called no more: {error_sentence(error)}")
 
     return follow
+
+
+class Callbacks:
+    """A follower that calls the callbacks of `fedloom.run`; the first error of one of them ends the run, and is kept.
+
+    Args:
+        callbacks: Functions that take an event.
+        folder: The run folder, for the note that is added to an error.
+
+    Attributes:
+        raised: The error that a callback raised, or None.
+
+    Raises:
+        UserError: These are not functions.
+    """
+
+    def __init__(self, callbacks: Sequence[Callable[[Mapping[str, Any]], object]], folder: Path) -> None:
+        if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
+            raise UserError("callbacks: expected a list of functions that take an event, such as [print]")
+        self._callbacks, self._folder = tuple(callbacks), folder
+        self.raised: Exception | None = None
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Call all callbacks with an event, in their order."""
+        for callback in self._callbacks:
+            try:
+                callback(event)
+            except Exception as error:
+                name = getattr(callback, "__qualname__", type(callback).__qualname__)
+                error.add_note(
+                    f"This was raised by the callback {name} at an event of kind {event['kind']!r}. The rounds of the run in "
+                    f"{self._folder} up to its last checkpoint are kept; the same call of fedloom.run continues from there."
+                )
+                self.raised = error
+                raise
+
+    def stage(self, name: str, total: int) -> None:
+        """Call all callbacks with the event that a stage of `total` steps begins."""
+        self({"kind": "stage", "name": name, "steps": total})
 
 
 def figures_of(line: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
@@ -75,59 +124,68 @@ def _numbers(prefix: str, named: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+Log = Callable[[dict[str, float], int], None]
+"""(figures by name, number of rounds after which they hold): keeps them."""
+
+Close = Callable[[bool], object]
+"""(whether the run came to its end): closes a tracker."""
+
+
 class Tracker(NamedTuple):
     """A library that keeps figures.
 
     Attributes:
         title: Its name for people.
         module: The module that is imported, to tell whether it is installed.
-        open: (folder of its files, name of the run, settings of the run) → (function that takes figures and their step,
-            function that ends it).
+        open: (folder of its files, name of the run, settings of the run) → (what keeps figures, what closes it).
     """
 
     title: str
     module: str
-    open: Callable[
-        [Path, str, Mapping[str, Any]], tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]
-    ]
+    open: Callable[[Path, str, Mapping[str, Any]], tuple[Log, Close]]
 
 
-def _tensorboard(
-    folder: Path, name: str, settings: Mapping[str, Any]
-) -> tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]:
+def _tensorboard(folder: Path, name: str, settings: Mapping[str, Any]) -> tuple[Log, Close]:
     writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder / name))
+    writer.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in settings.items()))
 
     def log(figures: dict[str, float], step: int) -> None:
         for key, value in figures.items():
             writer.add_scalar(key, value, step)
         writer.flush()
 
-    return log, writer.close
+    return log, lambda _: writer.close()
 
 
-def _wandb(
-    folder: Path, name: str, settings: Mapping[str, Any]
-) -> tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]:
+def _wandb(folder: Path, name: str, settings: Mapping[str, Any]) -> tuple[Log, Close]:
     os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would send errors to its makers
     wandb = importlib.import_module("wandb")
+    # Its files may be uploaded later; they hold nothing about this machine, its output and its repositories.
+    private = {
+        "x_disable_machine_info": True,
+        "x_disable_stats": True,
+        "disable_git": True,
+        "console": "off",
+        "host": "localhost",
+    }
+    known = {key: value for key, value in private.items() if key in wandb.Settings.model_fields}
     run = wandb.init(
         mode="offline",
         project="fedloom",
         name=name,
         dir=str(folder),
         config=dict(settings),
-        settings=wandb.Settings(silent=True),
+        settings=wandb.Settings(silent=True, **known),
     )
+    run.define_metric("*", step_metric="round")  # its own steps only count calls
 
     def log(figures: dict[str, float], step: int) -> None:
-        run.log({**figures, "round": step})  # its own steps only count calls
+        run.log({**figures, "round": step})
 
-    return log, run.finish
+    return log, lambda ended: run.finish(exit_code=0 if ended else 1)
 
 
-def _mlflow(
-    folder: Path, name: str, settings: Mapping[str, Any]
-) -> tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]:
+def _mlflow(folder: Path, name: str, settings: Mapping[str, Any]) -> tuple[Log, Close]:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     client = importlib.import_module("mlflow.tracking").MlflowClient(folder.absolute().as_uri())
@@ -141,7 +199,7 @@ def _mlflow(
         for key, value in figures.items():
             client.log_metric(run, key, value, step=step)
 
-    return log, lambda: client.set_terminated(run)
+    return log, lambda ended: client.set_terminated(run, "FINISHED" if ended else "FAILED")
 
 
 TRACKERS = {
@@ -150,6 +208,43 @@ TRACKERS = {
     "mlflow": Tracker("MLflow, in local files", "mlflow", _mlflow),
 }
 """By the name that --track takes, which is also that of the extra with the library."""
+
+KEPT = ("scenario", "strategy", "train", "aggregate", "algorithms", "communication")
+"""Sections of an experiment whose keys are kept with the figures; those with paths of this machine are not."""
+
+
+def tracked_settings(experiment: Experiment) -> dict[str, str]:
+    """Return the settings of an experiment that trackers keep, with dotted keys and values as JSON."""
+    value = experiment.model_dump(mode="json", include={*KEPT})
+    names = {"name": experiment.data.name}
+    return {
+        "digest": experiment.digest,
+        "seed": str(experiment.seed),
+        "methods": ", ".join(experiment.methods),
+        **dict(_flat("data.", names)),
+        **dict(_flat("", value)),
+    }
+
+
+def _flat(prefix: str, value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flat(f"{prefix}{key}.", inner)
+        elif inner is not None:
+            yield f"{prefix}{key}", inner if isinstance(inner, str) else json.dumps(inner)
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Check that trackers can be opened.
+
+    Raises:
+        UserError: A name is unknown, or its library is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"track: there is no tracker {name!r}; there are {', '.join(TRACKERS)}")
+        if importlib.util.find_spec(TRACKERS[name].module) is None:
+            raise UserError(f"track: {TRACKERS[name].title} is not installed; install fedloom[{name}]")
 
 
 @contextmanager
@@ -166,23 +261,25 @@ def open_trackers(
     Raises:
         UserError: A name is unknown, or its library is not installed.
     """
-    followers: list[Follower] = []
-    with ExitStack() as stack:
+    require_trackers(names)
+    followers, closes = list[Follower](), list[Close]()
+    ended = False
+    try:
         for name in dict.fromkeys(names):
-            if name not in TRACKERS:
-                raise UserError(f"--track: there is no tracker {name!r}; there are {', '.join(TRACKERS)}")
-            tracker = TRACKERS[name]
-            if importlib.util.find_spec(tracker.module) is None:
-                raise UserError(f"--track {name}: {tracker.title} is not installed; install fedloom[{name}]")
             folder = run_folder.absolute().parent / "tracking" / name
             folder.mkdir(parents=True, exist_ok=True)
-            log, close = tracker.open(folder, run_folder.name, settings)
-            stack.callback(close)
+            log, close = TRACKERS[name].open(folder, run_folder.name, settings)
+            closes.append(close)
 
-            def follow(line: Mapping[str, Any], log: Callable[[dict[str, float], int], None] = log) -> None:
+            def follow(line: Mapping[str, Any], log: Log = log) -> None:
                 step, figures = figures_of(line)
                 if figures:
                     log(figures, step)
 
             followers.append(follow)
         yield followers
+        ended = True
+    finally:
+        with ExitStack() as stack:  # one that raises does not keep others open
+            for close in closes:
+                stack.callback(close, ended)

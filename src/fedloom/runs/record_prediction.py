@@ -37,7 +37,7 @@ def record_prediction(context: RunContext) -> None:
             this_machine(device),
             machine_speed(device),
             max(0, resident_bytes() - loaded),
-        )
-        context.record.append("plan", plan.to_json())
+        ).to_json()
     except Exception as error:
-        context.record.append("plan", {"failed": error_sentence(error)})
+        plan = {"failed": error_sentence(error)}
+    context.record.append("plan", plan)

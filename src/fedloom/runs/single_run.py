@@ -56,6 +56,7 @@ def run_experiment(
     models: Models | None = None,
     remote: RemoteSites | None = None,
     followers: Sequence[Follower] = (),
+    callbacks: Follower | None = None,
 ) -> Result:
     """Run an experiment into a new folder, or go on with it.
 
@@ -66,6 +67,7 @@ def run_experiment(
         models: Loaded models, to which newly loaded ones are added; they change no result.
         remote: Sites of clients that are on other machines; they change no result either.
         followers: Called with each line of the run's log; one that raises is called no more, and the run goes on.
+        callbacks: Called with each line of the run's log; what it raises ends the run.
 
     Returns:
         The content of `result.json`.
@@ -87,7 +89,7 @@ def run_experiment(
         if manifest is None or RESULT not in manifest.files:
             started = time.perf_counter()
             forget_peak()
-            follow = follow_with(followers, progress.message)
+            follow = follow_with(followers, progress.message, callbacks)
             try:
                 result, data = _run_methods(experiment, out, progress, models, remote, follow)
             except Exception:

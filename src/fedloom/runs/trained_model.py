@@ -74,7 +74,7 @@ class TrainedModel:
         """Ask a question, in the prompt form with which the model was trained.
 
         Args:
-            image: A path, a PIL image or an array of pixels, shape [height, width, 3]; None for none.
+            image: A path, the bytes of a file, a PIL image or an array of pixels, shape [height, width, 3]; None for none.
             text: A text that belongs to the question; None for none.
             question: The question.
             options: The possible answers, whose likelihoods are compared; empty for a free answer.

@@ -21,6 +21,7 @@ class Progress:
         passing: Whether to remove the bar at the end.
         every: Seconds between lines of a stage, besides its first and last.
         clock: Returns the seconds since any fixed point.
+        begun: Called with the name and the number of steps of each stage that begins.
     """
 
     def __init__(
@@ -31,8 +32,10 @@ class Progress:
         passing: bool = False,
         every: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        begun: Callable[[str, int], object] | None = None,
     ) -> None:
         self._stream = stream
+        self._on_stage = begun
         self._bar, self._passing = _make_bar(stream, passing) if bar else None, passing
         self._every = every
         self._clock = clock
@@ -53,6 +56,8 @@ class Progress:
             self._task = self._bar.add_task(name, total=total, figures="")
         else:
             self._line(f"{name}: begins, {total} step{'' if total == 1 else 's'}")
+        if self._on_stage is not None:
+            self._on_stage(name, total)
 
     def advance(self, n: int = 1, **figures: float) -> None:
         """Count `n` steps as done and show figures such as the loss."""
@@ -149,9 +154,14 @@ def _make_bar(stream: TextIO | None, passing: bool) -> Any:
     )
 
 
-def make_progress(quiet: bool) -> Progress:
-    """Return the progress for standard error: none if quiet, a bar on a terminal, plain lines elsewhere."""
-    return Progress(None) if quiet else Progress(sys.stderr, bar=_draws())
+def make_progress(quiet: bool, begun: Callable[[str, int], object] | None = None) -> Progress:
+    """Return the progress for standard error: none if quiet, a bar on a terminal, plain lines elsewhere.
+
+    Args:
+        quiet: Whether to show nothing.
+        begun: See `Progress`.
+    """
+    return Progress(None, begun=begun) if quiet else Progress(sys.stderr, bar=_draws(), begun=begun)
 
 
 def make_passing_progress(quiet: bool) -> Progress:
