@@ -18,7 +18,6 @@ from fedloom.cli.init_command import init
 from fedloom.cli.list_command import list_
 from fedloom.cli.models_command import models
 from fedloom.cli.options import (
-    FAILED,
     Backend,
     Changes,
     Commands,
@@ -40,6 +39,7 @@ from fedloom.cli.runs_command import runs
 from fedloom.cli.show_result import show_result
 from fedloom.cli.split_command import split
 from fedloom.cli.sweep_commands import report_sweep, sweep, validate_grid
+from fedloom.cli.verify_command import verify
 from fedloom.system.errors import UserError
 from fedloom.system.garbage_collection import without_garbage_collection
 from fedloom.system.signals import exit_code
@@ -160,28 +160,6 @@ def resume(
         )
 
 
-@app.command()
-def verify(
-    folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, sweeps or adapters.")
-    ],
-    debug: Debug = False,
-) -> None:
-    """Check that every file of a run, a sweep or an adapter is as it was written."""
-    with report_errors(debug):
-        from fedloom.runs.verify_files import verify as check
-
-        total = 0
-        for folder in folders:
-            count, problems = check(folder)
-            total += len(problems)
-            for fault in problems:
-                print_error(fault)
-            echo(f"{folder}: {count} checks, {len(problems) or 'no'} fault{'s' * (len(problems) != 1)}")
-        if total:
-            raise typer.Exit(FAILED)
-
-
 def _run_and_show(
     folder: Path,
     quiet: bool,
@@ -233,6 +211,7 @@ def _check_run(folder: Path) -> None:
         raise UserError(f"{folder} is not a run folder: it holds no experiment.json")
 
 
+app.command()(verify)
 app.command()(sweep)
 app.command()(plan)
 app.command()(runs)
