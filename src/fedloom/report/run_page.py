@@ -24,6 +24,7 @@ from fedloom.report.client_verdicts import verdict_on
 from fedloom.report.compare_page import render_comparison
 from fedloom.report.federation_gain import main_score
 from fedloom.report.limits import limits
+from fedloom.report.privacy_table import privacy_tables
 from fedloom.report.run_results import Run, at, number, read_run
 from fedloom.report.run_settings import facts, provenance
 from fedloom.report.score_tables import published_tables, score_table, task_tables
@@ -123,6 +124,7 @@ def _section(run: Run) -> dict[str, Any]:
         **{name: figure(partial(draw, run)) for name, draw in CHARTS.items()},
         "per_client": client_table(run.result, named),
         "costs": cost_table(run.result, work),
+        "privacy": privacy_tables(run.result, named),
         "validation": validation_text(run),
         "validated": validation_table(run),
         "validated_rounds": curve_table(run),
