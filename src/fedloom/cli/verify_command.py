@@ -25,7 +25,7 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Check that every file of a run, a sweep, a site or an adapter is as it was written."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.runs.verify_files import head_fault, log_heads
         from fedloom.runs.verify_files import verify as check
 
