@@ -273,7 +273,9 @@ def test_the_list_names_the_noise_that_clients_add_and_no_other() -> None:
         train={"clip": None},
         algorithms={"dp-sgd": {"noise": 0.5}, "dp": {"noise": 2.0}},
     )
-    assert noise_at_site(experiment) == {"fedavg+dp-sgd": {"dp-sgd": {"noise": 0.5, "bound": 1.0}}}
+    assert noise_at_site(experiment) == {
+        "fedavg+dp-sgd": {"dp-sgd": {"noise": 0.5, "bound": 1.0, "delta": 1e-5}}
+    }
 
 
 @pytest.mark.parametrize("asked", ["evaluate", "measure", "begin"])

@@ -1,10 +1,12 @@
 """The run log, and files that are written whole or not at all."""
 
+import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.run_log import RunLog, read_lines
+from fedloom.run_log import CHECKS, RunLog, head_of, position_of_head, read_lines
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_json, read_text, to_json, write_atomic, write_json
 
 VALUES = st.dictionaries(
-    st.text(min_size=1, max_size=5).filter(lambda key: key not in ("kind", "crc32")),
+    st.text(min_size=1, max_size=5).filter(lambda key: key not in ("kind", *CHECKS)),
     st.one_of(
         st.integers(-(2**53), 2**53),
         st.floats(allow_nan=False, allow_infinity=False),
@@ -58,8 +60,25 @@ def test_a_log_cut_anywhere_keeps_its_whole_lines_and_continues(rows, data):
         assert path.read_bytes().startswith(content[: content[:cut].rfind(b"\n") + 1])
 
 
-def test_any_flipped_bit_of_a_log_is_noticed_or_repaired(tmp_path: Path) -> None:
+def begin_as_version_0_2(path: Path) -> None:
+    """Write the first line of a log as version 0.2 did: its last value is the CRC-32 of the line without it."""
+    text = b'{"kind": "start", "seed": 0}'
+    path.write_bytes(text[:-1] + b', "crc32": "%08x"}\n' % zlib.crc32(text))
+
+
+@pytest.fixture(params=["this version", "version 0.2"])
+def begun(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The path of a log that this version or an earlier one has begun."""
     path = tmp_path / "record.jsonl"
+    if request.param == "version 0.2":
+        begin_as_version_0_2(path)
+    else:
+        RunLog(path).append("start", {"seed": 0})
+    return path
+
+
+def test_any_flipped_bit_of_a_log_is_noticed_or_repaired(begun: Path) -> None:
+    path = begun
     log = RunLog(path)
     for number in range(3):
         log.append("round", {"round": number, "loss": 1 / (number + 1)})
@@ -76,10 +95,10 @@ def test_any_flipped_bit_of_a_log_is_noticed_or_repaired(tmp_path: Path) -> None
             assert read == lines
 
 
-def test_lines_that_are_missing_repeated_or_moved_are_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "record.jsonl"
-    for number in range(4):
-        RunLog(path).append("round", {"round": number})
+def test_lines_that_are_missing_repeated_or_moved_are_noticed(begun: Path) -> None:
+    path = begun
+    for number in range(1, 4):
+        RunLog(path).append("round", {"seed": number})
     lines = path.read_bytes().splitlines(keepends=True)
     a, b, c, d = lines
     for damaged in (
@@ -97,7 +116,76 @@ def test_lines_that_are_missing_repeated_or_moved_are_noticed(tmp_path: Path) ->
         with pytest.raises(UserError, match=r"record\.jsonl, line \d"):
             RunLog(path)
     path.write_bytes(b"".join(lines))
-    assert [line["round"] for line in RunLog(path)] == [0, 1, 2, 3]
+    assert [line["seed"] for line in RunLog(path)] == [0, 1, 2, 3]
+
+
+def sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def test_a_lines_digest_covers_the_line_and_the_digest_before(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    assert head_of(RunLog(path).path) is None
+    RunLog(path).append("start", {"seed": 0})
+    RunLog(path).append("end", {})
+    first = sha256(b'{"kind": "start", "seed": 0}')
+    second = sha256(first + b'{"kind": "end"}')
+    assert path.read_bytes() == (
+        b'{"kind": "start", "seed": 0, "line_sha256": "%s"}\n{"kind": "end", "line_sha256": "%s"}\n'
+        % (first, second)
+    )
+    assert head_of(path) == second.decode()
+
+
+def test_a_log_of_version_0_2_goes_on_as_it_began_and_has_no_head(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    begin_as_version_0_2(path)
+    before = path.read_bytes()[-11:-3]
+    RunLog(path).append("end", {})
+    text = b'{"kind": "end"}'
+    assert path.read_bytes().splitlines()[1] == text[:-1] + b', "crc32": "%08x"}' % zlib.crc32(before + text)
+    assert list(RunLog(path)) == [{"kind": "start", "seed": 0}, {"kind": "end"}]
+    assert head_of(path) is None
+    with pytest.raises(UserError, match="CRC-32"):
+        position_of_head(path, before.decode())
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    """Change a text in a log and compute all checksums anew, as someone with fedloom could."""
+    lines = list(read_lines(path))
+    path.unlink()
+    log = RunLog(path)
+    for _, line in lines:
+        values = json.loads(json.dumps(line).replace(old, new))
+        log.append(values.pop("kind"), values)
+
+
+def test_a_log_whose_checksums_were_all_computed_anew_is_noticed_with_the_kept_head(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    log = RunLog(path)
+    for number in range(3):
+        log.append("round", {"round": number, "loss": 0.5})
+    head = head_of(path)
+    assert head is not None
+    assert position_of_head(path, head) == (3, 3)
+    log.append("end", {})
+    assert position_of_head(path, head) == (3, 4)  # a log that went on still holds what was kept
+    rewrite(path, "0.5", "0.4")
+    assert len(list(RunLog(path))) == 4  # by itself, the rewritten log is as good as an original
+    with pytest.raises(UserError, match=f"head {head}: it was rewritten or cut"):
+        position_of_head(path, head)
+
+
+def test_a_log_that_lost_its_last_lines_is_noticed_with_the_kept_head(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    for number in range(3):
+        RunLog(path).append("round", {"round": number})
+    head = head_of(path)
+    assert head is not None
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    assert len(list(RunLog(path))) == 2
+    with pytest.raises(UserError, match="rewritten or cut"):
+        position_of_head(path, head)
 
 
 def test_a_removed_log_is_not_made_again(tmp_path: Path) -> None:
@@ -306,5 +394,5 @@ def test_every_line_and_file_is_standard_json(tmp_path):
     write_json(tmp_path / "result.json", bad)
     right = {"loss": None, "scores": [{"auc": [None, 0.5]}], "gain": None}
     line = strictly(log.path.read_text())
-    assert {key: line[key] for key in line if key != "crc32"} == {"kind": "round", **right}
+    assert {key: line[key] for key in line if key not in CHECKS} == {"kind": "round", **right}
     assert strictly((tmp_path / "result.json").read_text()) == right

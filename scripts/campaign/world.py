@@ -12,6 +12,7 @@ from PIL import Image
 from tests.tiny_model import make_tiny
 
 from fedloom.experiment.experiment import Experiment
+from fedloom.run_log import CHECKS
 from fedloom.runs.run_setup import Models
 from fedloom.runs.single_run import resume_run, run_experiment
 from fedloom.system.progress import Progress
@@ -25,7 +26,7 @@ METHODS = {
 """What is trained, by name: a method with nothing, with server state, with client state, and with personal parts."""
 
 EXAMPLES = 12
-TIMES = ("seconds", "timers", "started", "crc32")
+TIMES = ("seconds", "timers", "started", *CHECKS)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pytest
 
 from fedloom.data import load_data
 from fedloom.experiment.experiment import Experiment
+from fedloom.run_log import CHECKS
 from fedloom.runs import site_setup, train_method
 from fedloom.runs.evaluation import _values
 from fedloom.runs.single_run import resume_run, run_experiment
@@ -135,7 +136,7 @@ def undisturbed(
     return folder, value
 
 
-CLOCKED = ("seconds", "timers", "memory", "crc32")
+CLOCKED = ("seconds", "timers", "memory", *CHECKS)
 
 
 def untimed(value: Any) -> Any:

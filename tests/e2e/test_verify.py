@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.adapter_files import import_adapter
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from campaign.damage import begun, scored
 from campaign.world import World, make_world, outcome
@@ -18,8 +18,9 @@ from fedloom.engine import checkpoints
 from fedloom.engine.checkpoints import last_checkpoint
 from fedloom.experiment.grid import load_grid
 from fedloom.models.load_model import load_vlm
+from fedloom.run_log import RunLog, head_of, read_lines
 from fedloom.runs.sweep import run_sweep
-from fedloom.runs.verify_files import verify
+from fedloom.runs.verify_files import head_fault, log_heads, verify
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_manifest, read_sealed, write_sealed
 from fedloom.system.progress import Progress
@@ -344,3 +345,49 @@ def test_a_folder_without_anything_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         result = CliRunner().invoke(app, ["verify", str(folder)])
         assert result.exit_code == 2
+
+
+def rewrite_log(folder: Path) -> None:
+    """Change what a log states, without changing its length, and compute all its checksums anew."""
+    log = folder / "record.jsonl"
+    lines = [line for _, line in read_lines(log)]
+    log.unlink()
+    for line in lines:
+        changed = {"version": "9" * len(line["version"])} if "version" in line else {}
+        RunLog(log).append(line.pop("kind"), {**line, **changed})
+
+
+def test_a_rewritten_log_is_noticed_by_the_manifest_or_the_kept_head(
+    unfinished: Path, finished: Path, tmp_path: Path
+) -> None:
+    def verified(folder: Path, *words: str) -> Result:
+        return CliRunner().invoke(app, ["verify", str(folder), *words])
+
+    for number, folder in enumerate((finished, unfinished)):
+        copy = tmp_path / str(number)
+        shutil.copytree(folder, copy)
+        (head,) = json.loads(verified(copy, "--json").stdout)[0]["log_heads"].values()
+        assert f"log head: {head}" in verified(copy).stdout
+        assert verified(copy, "--log-head", head).exit_code == 0
+        rewrite_log(copy)
+        # The manifest of a finished run has the digest of the log; of a run that goes on, only its owner can keep it.
+        assert verified(copy).exit_code == (1 if folder == finished else 0)
+        found = verified(copy, "--log-head", head)
+        assert found.exit_code == 1
+        assert found.stderr.count("rewritten or cut since") == 1
+
+
+def test_a_list_of_what_left_a_site_has_a_head_too(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "left-this-site.jsonl")
+    log.append("left", {"bytes": 10, "sha256": "ab"})
+    assert verify(tmp_path) == (1, [])
+    assert log_heads(tmp_path) == {"left-this-site.jsonl": head_of(log.path)}
+    log.path.write_bytes(log.path.read_bytes().replace(b"10", b"11"))
+    assert len(verify(tmp_path)[1]) == 1
+
+
+def test_a_kept_head_belongs_to_one_folder_with_a_log(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no log"):
+        head_fault(finished / "adapter", "ab" * 32)
+    found = CliRunner().invoke(app, ["verify", str(finished), str(finished), "--log-head", "ab" * 32])
+    assert found.exit_code == 2

@@ -5,10 +5,12 @@
 with C the argument `bound`, z the argument `noise`, and m the number of clients that reported. The noise is drawn from a
 stream named by seed, stage and round, so a run can be made again.
 
-**This is the mechanism only. It gives no privacy guarantee**: nothing accounts for what the rounds of a run spend
-together, so there is no ε and no δ. Cohorts are of a fixed size, which the usual accounts of client sampling do not cover.
-The noise is not from a cryptographic generator, and whoever knows the seed can subtract it. What else a record holds of a
-client, such as its loss and its number of examples, carries no noise.
+The privacy ledger of a run (`fedloom.runs.privacy_ledger`) states the ε that the rounds of each client spent at δ, the argument
+`delta`: the unit is a client, whose change is replaced by zero, and each round in which it reports is a Gaussian mechanism with
+noise multiplier z. It holds for the shared model under a trusted server. Cohorts are of a fixed size, so nothing is gained by
+sampling clients. It does not cover what else a record holds of a client, such as its loss and its number of examples, which
+carry no noise, nor which updates are refused. The noise is not from a cryptographic generator, and whoever knows the seed can
+subtract it.
 
 Reference: H. B. McMahan, D. Ramage, K. Talwar, L. Zhang, "Learning Differentially Private Recurrent Language Models",
 arXiv 1710.06963v3, Algorithm 1.
@@ -25,7 +27,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.algorithm import Aggregate, Change, Diagnostics, ServerState, not_negative, positive
+from fedloom.algorithms.algorithm import (
+    Aggregate,
+    Change,
+    Diagnostics,
+    ServerState,
+    fraction,
+    not_negative,
+    positive,
+)
 from fedloom.algorithms.clip import clipping
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.robust_helpers import same_part
@@ -34,17 +44,20 @@ from fedloom.seeds import torch_stream
 from fedloom.wire.messages import Update
 
 
-def dp(*, seed: int, stage: int, bound: float = 1.0, noise: float = 1.0) -> Change:
-    """Make DP-FedAvg's mechanism around a mean; it gives no privacy guarantee by itself, and passes updates on one by one.
+def dp(*, seed: int, stage: int, bound: float = 1.0, noise: float = 1.0, delta: float = 1e-5) -> Change:
+    """Make DP-FedAvg's mechanism around a mean; it passes updates on one by one.
 
     Args:
         seed: The experiment's seed.
         stage: Number of the strategy's stage.
         bound: Longest delta C, > 0.
         noise: Noise multiplier z, ≥ 0: standard deviation of the noise on the sum, in units of C.
+        delta: δ in (0, 1) for which the privacy ledger states ε; it changes nothing of the mechanism.
     """
     positive(bound=bound)
     not_negative(noise=noise)
+    positive(delta=delta)
+    fraction(delta=delta)
 
     def change(inner: Aggregate) -> Aggregate:
         def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Diagnostics]:
@@ -82,9 +95,10 @@ ENTRIES = {
         dp,
         "wrapper",
         "DP mechanism",
-        "Clients' changes are clipped and averaged alike, and Gaussian noise is added to the mean. This is the mechanism "
-        "only: without accounting it gives no privacy guarantee.",
+        "Clients' changes are clipped and averaged alike, and Gaussian noise is added to the mean. The privacy ledger states "
+        "what each client's rounds spent.",
         traits=frozenset({"whole vectors", "noise", "a mean"}),
+        protects="client",
         opts_out={
             "zero deltas": "Noise is added to their mean.",
             "agreement": "The noise is that of a round, whoever takes part in it.",

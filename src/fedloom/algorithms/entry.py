@@ -55,6 +55,8 @@ class Entry:
         published: The arguments that `mode: published` uses where an experiment sets none.
         start: The start of the first round: "loaded", or "svd" for adapters computed from the weights that they adapt.
         traits: Keys of `TRAITS`.
+        protects: The unit that its noise protects, "client" or "example", if the privacy ledger accounts for it; the factory
+            then has arguments `noise` (multiplier) and `delta`.
         opts_out: Laws of `fedloom.testing` that do not hold for the entry, by name, each with the reason.
 
     Raises:
@@ -68,6 +70,7 @@ class Entry:
     published: Mapping[str, Any] = field(default_factory=dict[str, Any])
     start: str = "loaded"
     traits: frozenset[str] = frozenset()
+    protects: str = ""
     opts_out: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:

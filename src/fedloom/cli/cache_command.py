@@ -64,7 +64,7 @@ def _cache() -> None:
 @cache.command()
 def ls(as_json: Json = False, debug: Debug = False) -> None:
     """List the parts of the cache with their sizes."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.report.tables import size
         from fedloom.system.file_hashes import cache_folder
 
@@ -98,10 +98,11 @@ def clear(
             autocompletion=_complete_part,
         ),
     ] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Remove parts of the cache; no result changes, and runs compute features and digests again."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.report.tables import size
         from fedloom.system.file_hashes import cache_folder
 
@@ -115,7 +116,10 @@ def clear(
                 file.unlink()
                 if not any(file.parent.iterdir()):
                     file.parent.rmdir()
-        echo(f"removed {', '.join(dict.fromkeys(names))}: {size(freed)}")
+        if as_json:
+            echo_json({"removed": list(dict.fromkeys(names)), "bytes": freed})
+        else:
+            echo(f"removed {', '.join(dict.fromkeys(names))}: {size(freed)}")
 
 
 def _files(folder: Path, part: Kept) -> Iterator[Path]:

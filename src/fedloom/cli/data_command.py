@@ -67,7 +67,7 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Check whether a folder holds a data set, and show where to get it; exit code 1 if it cannot be used."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.data.check_folder import check as checked
         from fedloom.experiment.plugins_key import Pluggable
 
@@ -95,13 +95,14 @@ def add(
         Path | None,
         typer.Option(help="Folder to put it in; by default, one where the data set finds it."),
     ] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Add a part that fedloom cannot bundle to a data set: openmoji (CC BY-SA 4.0) to emoji-styles.
 
     Give either --network or --package. An earlier copy is replaced.
     """
-    with report_errors(debug, "nothing was added"):
+    with report_errors(debug, "nothing was added", as_json=as_json):
         from fedloom.data.emoji_styles import openmoji_folder
         from fedloom.data.openmoji import PACKAGE, add_openmoji, fetch, read_package
 
@@ -114,6 +115,9 @@ def add(
         if sys.stderr.isatty():
             echo("Drawing nearly 2,000 SVG files; that takes a minute or more.", err=True)
         counts = add_openmoji(fetch() if package is None else read_package(package), folder)
+        if as_json:
+            echo_json({"folder": str(folder), "added": counts, "license": "CC BY-SA 4.0"})
+            return
         echo(
             f"{folder} holds "
             + " and ".join(f"{count:,} emoji of {title}" for title, count in counts.items())

@@ -18,6 +18,7 @@ from fedloom.cli.options import (
     Quiet,
     Recipe,
     echo,
+    echo_json,
     print_error,
     report_errors,
 )
@@ -83,7 +84,7 @@ def server(
     debug: Debug = False,
 ) -> None:
     """Run an experiment whose clients are at sites; the same command continues it."""
-    with report_errors(debug, f"the same command continues from the last round in {out}"):
+    with report_errors(debug, f"the same command continues from the last round in {out}", as_json=as_json):
         from fedloom.engine.participation import WaitingTerms
         from fedloom.experiment.recipes import load_experiment
         from fedloom.system.progress import make_progress
@@ -154,10 +155,11 @@ def site(
     ] = None,
     stay: Annotated[bool, typer.Option("--stay", help="Wait for another run when one is over.")] = False,
     quiet: Quiet = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Take part in a server's run with the data of this site."""
-    with report_errors(debug, "the same command takes part again"):
+    with report_errors(debug, "the same command takes part again", as_json=as_json):
         address, security = _connection(server, socket, keys, insecure)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
             raise UserError('--name: use at most 80 letters, digits, ".", "_" and "-"')
@@ -184,6 +186,10 @@ def site(
             socket,
         )
         run_site(options, _show_nothing if quiet else print_error)
+        if as_json:
+            from fedloom.runs.follow import progress_of
+
+            echo_json(progress_of(folder))
 
 
 def _connection(
@@ -261,18 +267,23 @@ def keys(
             "--server", metavar="HOST,…", help="Names or addresses at which sites reach the server."
         ),
     ] = "",
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Make an authority, the server's certificate and a key for each site; sites can be added later."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.engine.flower_processes import require_flower
 
         require_flower()
         from fedloom.engine.federation_keys import make_keys
 
         host_names, site_names = ([name for name in text.split(",") if name] for text in (hosts, sites))
-        for changed in make_keys(folder, host_names, site_names):
-            echo(str(changed))
+        written = list(map(str, make_keys(folder, host_names, site_names)))
+        if as_json:
+            echo_json({"folder": str(folder), "written": written})
+            return
+        for changed in written:
+            echo(changed)
         echo(
             f"Give each site its own folder, and nothing else; keep {folder / 'authority'} away from the server.\n"
             "`fedloom server` and `fedloom site` take their folder with --keys."
@@ -290,10 +301,11 @@ def doctor(
     ] = None,
     keys: Keys = None,
     insecure: Insecure = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Check the installation: versions, devices, extras, cache and disk; or, with --server, the way to a server."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         if server is None:
             from fedloom.system.installation import installation_checks
 
@@ -304,8 +316,12 @@ def doctor(
             from fedloom.engine.server_check import check_server
 
             checks = check_server(host, port, security)
-        for passed, text in checks:
-            echo(f"{'--  ' if passed is None else 'ok  ' if passed else 'BAD '} {text}")
+        checks = list(checks)
+        if as_json:
+            echo_json([{"passed": passed, "text": text} for passed, text in checks])
+        else:
+            for passed, text in checks:
+                echo(f"{'--  ' if passed is None else 'ok  ' if passed else 'BAD '} {text}")
         if any(passed is False for passed, _ in checks):
             raise typer.Exit(FAILED)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedloom.cli.options import Debug, echo, report_errors
+from fedloom.cli.options import Debug, Json, echo, echo_json, report_errors
 from fedloom.system.errors import UserError
 
 TEXT = """\
@@ -47,16 +47,17 @@ def init(
     data: Annotated[
         Path | None, typer.Option(help="Folder of your own data, which is read to fill in the recipe.")
     ] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write a commented recipe for your own data."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.experiment.recipe_schema import schema_path
         from fedloom.system.json_files import write_atomic
 
         if file.exists():
             raise UserError(f"{file} exists already; give another name")
-        groups, counts = _groups(data) if data is not None else (0, "")
+        groups, counts = _groups(data) if data is not None else (0, None)
         values = {
             "schema": schema_path().as_uri(),
             "file": file,
@@ -69,17 +70,21 @@ def init(
             "partition": "by_group" if groups > 1 else "iid",
         }
         write_atomic(file, TEXT.format(**values).encode())
-        echo(f"{file}{counts}; `fedloom validate {file}` checks it")
+        if as_json:
+            echo_json({"file": str(file), "groups": groups, "examples": counts})
+            return
+        found = f": {counts['train']:,} training and {counts['test']:,} test examples" if counts else ""
+        echo(f"{file}{found}; `fedloom validate {file}` checks it")
 
 
-def _groups(folder: Path) -> tuple[int, str]:
-    """Return the number of groups of a folder's records, and how many records there are in words."""
+def _groups(folder: Path) -> tuple[int, dict[str, int]]:
+    """Return the number of groups of a folder's records, and part → how many examples it has."""
     from fedloom.config.schema import Data
     from fedloom.data import load_data
 
     data = load_data(Data(name="folder", root=str(folder)), 0)
     groups = {example.group for example in data.train if example.group is not None}
-    return len(groups), f": {len(data.train):,} training and {len(data.test):,} test examples"
+    return len(groups), {"train": len(data.train), "test": len(data.test)}
 
 
 def _name(path: Path) -> str:

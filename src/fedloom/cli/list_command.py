@@ -144,7 +144,7 @@ def list_(
     debug: Debug = False,
 ) -> None:
     """List what there is to choose from."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.experiment.plugins_key import Pluggable
 
         require_known("list", kind, _LISTS)

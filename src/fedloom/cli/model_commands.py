@@ -40,7 +40,7 @@ def ask(
     debug: Debug = False,
 ) -> None:
     """Ask a model of a finished run a question about an image or a text."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.runs.saved_models import open_models
         from fedloom.runs.trained_model import TrainedModel, check_question
 
@@ -117,7 +117,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Score the models of a finished run on other data, or with other metrics."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.runs.evaluate_run import evaluate as run_evaluation
         from fedloom.runs.finished_run import load_run
         from fedloom.system.json_files import write_atomic
@@ -154,10 +154,11 @@ def export(
         bool, typer.Option("--with-base", help="Write the base model beside the adapter, too.")
     ] = False,
     changes: Places = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Export a model of a finished run: an adapter for PEFT with model card, prompt form and processor."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.runs.export_models import export_from_run
 
         export_from_run(
@@ -170,7 +171,11 @@ def export(
             with_base=with_base,
             changes=tuple(changes or ()),
         )
-        echo(f"{'Model' if merged else 'Adapter'}: {out}")
+        kind = "model" if merged else "adapter"
+        if as_json:
+            echo_json({"kind": kind, "folder": str(out)})
+        else:
+            echo(f"{kind.capitalize()}: {out}")
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:

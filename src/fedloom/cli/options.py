@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -40,6 +40,8 @@ class Commands(TyperGroup):
             attributes["message"] = printable(f"{attributes['message'].removesuffix('.')}{advice}")
             if advice:  # keys are nearer to what was meant than options of similar names
                 attributes["possibilities"] = None
+            if "--json" in words:
+                end(str(attributes["message"]), USER_ERROR, as_json=True)
             raise
 
 
@@ -114,7 +116,10 @@ Backend = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Discard the run in the folder and run again.")]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Write JSON to standard output, and an error as JSON to standard error."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
 
 
@@ -147,6 +152,20 @@ def print_error(text: str) -> None:
     _print(shown, True, True)
 
 
+def end(message: str, code: int, *, as_json: bool = False) -> NoReturn:
+    """End a command with a message on standard error: a sentence, or with --json an object {"error": …, "code": …} in one line.
+
+    Raises:
+        typer.Exit: Always, with the code.
+    """
+    with ignore_closed_output():
+        if as_json:
+            _print(printable_json(to_json({"error": message, "code": code})), True, True)
+        else:
+            print_error(message)
+    raise typer.Exit(code)
+
+
 def require_known(kind: str, name: str, names: Iterable[str]) -> None:
     """Raise a `UserError` unless `name` is one of `names`; the message has the name that was likely meant."""
     if name not in (choices := list(names)):
@@ -156,21 +175,20 @@ def require_known(kind: str, name: str, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def report_errors(debug: bool, begun: str = "") -> Iterator[None]:
+def report_errors(debug: bool, begun: str = "", *, as_json: bool = False) -> Iterator[None]:
     """Run a command and report any error that ends it in one sentence, with a traceback only if requested.
 
     Args:
         debug: Whether to print the traceback too.
         begun: The text after "interrupted" in the message when a signal ends the command.
+        as_json: Whether the message is written as JSON; see `end`.
     """
     try:
         with stop_on_signals():
             yield
     except KeyboardInterrupt as stop:
         _silence_closed_streams()
-        with ignore_closed_output():
-            print_error(f"interrupted; {begun}" if begun else "interrupted")
-        raise typer.Exit(exit_code(stop)) from None
+        message, code = f"interrupted; {begun}" if begun else "interrupted", exit_code(stop)
     except BrokenPipeError:
         _silence_closed_streams()
         raise typer.Exit(BROKEN_PIPE) from None
@@ -182,9 +200,11 @@ def report_errors(debug: bool, begun: str = "") -> Iterator[None]:
         with ignore_closed_output():
             if debug:
                 echo(traceback.format_exc(), err=True, nl=False)
-            hint = "" if debug or not internal else "; please report it with the output of --debug"
-            print_error(f"{error_sentence(error)}{hint}")
-        raise typer.Exit(FAILED if internal else USER_ERROR) from None
+        hint = "" if debug or not internal else "; please report it with the output of --debug"
+        message, code = f"{error_sentence(error)}{hint}", FAILED if internal else USER_ERROR
+    else:
+        return
+    end(message, code, as_json=as_json)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def parity(
     debug: Debug = False,
 ) -> None:
     """Train two rounds of an experiment on each backend, and check that all give the same bytes."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.experiment.recipes import load_experiment
         from fedloom.runs.parity import compare, installed
         from fedloom.system.file_hashes import json_digest

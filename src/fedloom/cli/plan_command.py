@@ -28,7 +28,7 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Predict memory, time, bytes and disk of a run for each class of clients, without training."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.experiment.recipes import is_grid, load_experiment
 
         if is_grid(recipe, changes or ()):

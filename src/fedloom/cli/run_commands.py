@@ -12,13 +12,13 @@ import typer
 from fedloom.cli import model_commands
 from fedloom.cli.cache_command import cache
 from fedloom.cli.data_command import data
+from fedloom.cli.explain_command import explain
 from fedloom.cli.federation_commands import doctor, keys, server, site
 from fedloom.cli.follow_commands import live, watch
 from fedloom.cli.init_command import init
 from fedloom.cli.list_command import list_
 from fedloom.cli.models_command import models
 from fedloom.cli.options import (
-    FAILED,
     Backend,
     Changes,
     Commands,
@@ -31,6 +31,8 @@ from fedloom.cli.options import (
     Rerun,
     backend_change,
     echo,
+    echo_json,
+    end,
     print_error,
     report_errors,
 )
@@ -40,6 +42,7 @@ from fedloom.cli.runs_command import runs
 from fedloom.cli.show_result import show_result
 from fedloom.cli.split_command import split
 from fedloom.cli.sweep_commands import report_sweep, sweep, validate_grid
+from fedloom.cli.verify_command import verify
 from fedloom.system.errors import UserError
 from fedloom.system.garbage_collection import without_garbage_collection
 from fedloom.system.signals import exit_code
@@ -100,7 +103,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run an experiment, or all experiments of a grid as `fedloom sweep` does, and print the results."""
-    with report_errors(debug, "nothing was begun"):
+    with report_errors(debug, "nothing was begun", as_json=as_json):
         from fedloom.experiment.recipes import is_grid, load_experiment
         from fedloom.runs.run_folder import default_folder, discard, folder_state, moved_places
 
@@ -150,7 +153,7 @@ def resume(
     debug: Debug = False,
 ) -> None:
     """Continue an interrupted run."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.runs.run_folder import experiment_to_resume, is_finished
 
         _check_run(folder)
@@ -164,28 +167,6 @@ def resume(
         )
 
 
-@app.command()
-def verify(
-    folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, sweeps or adapters.")
-    ],
-    debug: Debug = False,
-) -> None:
-    """Check that every file of a run, a sweep or an adapter is as it was written."""
-    with report_errors(debug):
-        from fedloom.runs.verify_files import verify as check
-
-        total = 0
-        for folder in folders:
-            count, problems = check(folder)
-            total += len(problems)
-            for fault in problems:
-                print_error(fault)
-            echo(f"{folder}: {count} checks, {len(problems) or 'no'} fault{'s' * (len(problems) != 1)}")
-        if total:
-            raise typer.Exit(FAILED)
-
-
 def _run_and_show(
     folder: Path,
     quiet: bool,
@@ -196,13 +177,15 @@ def _run_and_show(
     track: Sequence[str] = (),
 ) -> None:
     """Run an experiment, or continue it, and show its result."""
-    result = _run(folder, quiet, experiment, () if finished else track)
+    result = _run(folder, quiet, experiment, () if finished else track, as_json=as_json)
     if finished:
         print_error(f"{folder} is finished; use --rerun to run it again, or --out to use another folder")
     show_result(result, folder, as_json)
 
 
-def _run(folder: Path, quiet: bool, experiment: Experiment, track: Sequence[str]) -> dict[str, Any]:
+def _run(
+    folder: Path, quiet: bool, experiment: Experiment, track: Sequence[str], *, as_json: bool
+) -> dict[str, Any]:
     """Run an experiment, or continue it if its folder holds a part of it."""
     from fedloom.system.progress import make_progress
 
@@ -221,8 +204,7 @@ def _run(folder: Path, quiet: bool, experiment: Experiment, track: Sequence[str]
         progress.close()
         started = (folder / "experiment.json").is_file()
         advice = f"`fedloom resume {shlex.quote(str(folder))}` continues from there"
-        print_error(f"interrupted; {advice if started else 'nothing was begun'}")
-        raise typer.Exit(exit_code(stop)) from None
+        end(f"interrupted; {advice if started else 'nothing was begun'}", exit_code(stop), as_json=as_json)
     finally:
         progress.close()
 
@@ -236,6 +218,7 @@ def _check_run(folder: Path) -> None:
         raise UserError(f"{folder} is not a run folder: it holds no experiment.json")
 
 
+app.command()(verify)
 app.command()(sweep)
 app.command()(plan)
 app.command()(runs)
@@ -257,7 +240,7 @@ def validate(
     debug: Debug = False,
 ) -> None:
     """Check an experiment, its data, model, device and disk without running it; --json prints it with all defaults."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.experiment.recipes import load_experiment, sweep_keys
         from fedloom.runs.run_folder import default_folder
 
@@ -276,12 +259,16 @@ def validate(
 
 
 @app.command()
-def show(recipe: Recipe, debug: Debug = False) -> None:
+def show(recipe: Recipe, as_json: Json = False, debug: Debug = False) -> None:
     """Print a recipe, ready to copy into your own file."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.experiment.recipes import experiment_text
 
-        echo(experiment_text(recipe)[0], nl=False)
+        text = experiment_text(recipe)[0]
+        if as_json:
+            echo_json({"recipe": recipe, "text": text})
+        else:
+            echo(text, nl=False)
 
 
 @app.command()
@@ -293,27 +280,32 @@ def report(
         Path | None,
         typer.Option(help="Report file; the default is DIR/report.html, or comparison.html for several."),
     ] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write the report of a run, or compare several runs on one page."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.report.run_page import write_report
 
         if (folders[0] / "sweep.json").is_file():
-            report_sweep(folders, out)
-            return
-        for folder in folders:
-            _check_run(folder)
-        page = out or (folders[0] / "report.html" if len(folders) == 1 else Path("comparison.html"))
-        if len(folders) == 1:
-            from fedloom.runs.write_pages import write_pages
-
-            write_pages(folders[0], page)
+            page = report_sweep(folders, out)
         else:
-            write_report(folders, page)
-        echo(f"Report: {page}")
+            for folder in folders:
+                _check_run(folder)
+            page = out or (folders[0] / "report.html" if len(folders) == 1 else Path("comparison.html"))
+            if len(folders) == 1:
+                from fedloom.runs.write_pages import write_pages
+
+                write_pages(folders[0], page)
+            else:
+                write_report(folders, page)
+        if as_json:
+            echo_json({"report": str(page)})
+        else:
+            echo(f"Report: {page}")
 
 
+app.command()(explain)
 app.command()(parity)
 app.command()(model_commands.ask)
 app.command()(model_commands.demo)

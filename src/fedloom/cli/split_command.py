@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedloom.cli.options import PluginFiles, echo, echo_json, report_errors
+from fedloom.cli.options import Debug, Json, PluginFiles, echo, echo_json, report_errors
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ def split(
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Number of rounds to show.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Show which client would hold what, and how much the clients would differ."""
-    with report_errors(debug):
+    with report_errors(debug, as_json=as_json):
         from fedloom.report.split_table import cohorts_table, split_text
 
         if (dataset is None) == (sampler is None):

@@ -21,6 +21,7 @@ from fedloom.cli.options import (
     backend_change,
     echo,
     echo_json,
+    end,
     ignore_closed_output,
     print_error,
     report_errors,
@@ -49,7 +50,7 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Run every experiment of a grid; the same command continues after an interruption."""
-    with report_errors(debug, "nothing was begun"):
+    with report_errors(debug, "nothing was begun", as_json=as_json):
         from fedloom.experiment.grid import load_grid
         from fedloom.report.tables import counted
         from fedloom.runs.sweep import default_sweep_folder, run_sweep
@@ -72,8 +73,9 @@ def sweep(
             command += [word for change in changes for word in ("--set", change)]
             command += [word for plugin in plugins or () for word in ("--plugin", plugin)]
             command += ["--out", str(folder), *(["--jobs", str(jobs)] if jobs > 1 else [])]
-            print_error(f"interrupted; `{shlex.join(command)}` continues from there")
-            raise typer.Exit(exit_code(stop)) from None
+            end(
+                f"interrupted; `{shlex.join(command)}` continues from there", exit_code(stop), as_json=as_json
+            )
         _show(result, folder, as_json)
 
 
@@ -128,11 +130,11 @@ def validate_grid(
         echo(f"{text}; `fedloom sweep` would run them in {folder}")
 
 
-def report_sweep(folders: Sequence[Path], out: Path | None) -> None:
-    """Write the report of a sweep again."""
+def report_sweep(folders: Sequence[Path], out: Path | None) -> Path:
+    """Write the report of a sweep again, and return its path."""
     if len(folders) > 1 or out is not None:
         raise UserError(f"{folders[0]} is a sweep: give it alone and without --out")
     from fedloom.report.sweeps.sweep_page import write_sweep_report
 
     write_sweep_report(folders[0])
-    echo(f"Report: {folders[0] / 'report.html'}")
+    return folders[0] / "report.html"

@@ -26,6 +26,7 @@ from fedloom.report.compare_page import render_comparison
 from fedloom.report.federation_gain import main_score
 from fedloom.report.limits import limits
 from fedloom.report.predicted_needs import failed_prediction, predicted_table
+from fedloom.report.privacy_table import privacy_tables
 from fedloom.report.run_results import Run, at, number, read_run
 from fedloom.report.run_settings import facts, provenance
 from fedloom.report.score_tables import published_tables, score_table, task_tables
@@ -149,6 +150,7 @@ def _section(run: Run) -> dict[str, Any]:
         "costs": cost_table(run.result, work),
         "needs": predicted_table(run),
         "unpredicted": failed_prediction(run),
+        "privacy": privacy_tables(run.result, named),
         "validation": validation_text(run),
         "validated": validation_table(run),
         "validated_rounds": curve_table(run),

@@ -64,6 +64,7 @@ SHAPES: dict[str, Any] = {
         "agreement": {"*": {"own": FIGURES, "clients": [FIGURES]}},
         "bytes": {"*": FIGURES},
         "seconds": FIGURES,
+        "privacy": {"*": [{"clients": [FIGURES]}]},
     },
     "round": {"clients": [FIGURES], "refused": [FIGURES], "missing": [FIGURES], "timers": {"*": float}},
     "data": {"rejected": [str], "unseen": int},

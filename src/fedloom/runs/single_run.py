@@ -17,6 +17,7 @@ from fedloom.runs.method_predictions import join_parts, remove_parts
 from fedloom.runs.method_results import export, run_method, validation_of
 from fedloom.runs.modality_slices import independent_questions
 from fedloom.runs.paired_answers import agreement, read_example_scores
+from fedloom.runs.privacy_ledger import privacy_of
 from fedloom.runs.record_prediction import record_prediction
 from fedloom.runs.run_context import RemoteSites, RunContext
 from fedloom.runs.run_folder import (
@@ -199,6 +200,7 @@ def _result(
         "bytes": {name: result["bytes"] for name, result in results.items()},
         "seconds": {name: result["seconds"] for name, result in results.items()},
         **validation_of(context, results),
+        **privacy_of(context),
         "adapter": "adapter" if main is not None and (folder / ADAPTER).is_dir() else None,
         "report": "report.html",
     }

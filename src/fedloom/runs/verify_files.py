@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from fedloom.client.client_memory import Files, round_of
 from fedloom.engine.checkpoints import is_over, read_checkpoint, recorded_below
 from fedloom.report.sweeps.sweep_results import read_sweep
-from fedloom.run_log import read_lines, require_length
+from fedloom.run_log import head_of, position_of_head, read_lines, require_length
+from fedloom.runs.left_this_site import NAME as LEFT_THIS_SITE
 from fedloom.runs.method_predictions import check_parts
 from fedloom.runs.run_folder import (
     EXPERIMENT,
@@ -25,6 +27,7 @@ from fedloom.system.errors import UserError
 from fedloom.system.manifest import MANIFEST, MEMORY, check_files, files_in, read_manifest, read_sealed
 
 SWEEP = "sweep.json"
+LEFT = f"{LEFT_THIS_SITE}.jsonl"
 
 Check = Callable[[], object]
 """A function that reads a file and raises `UserError` if it is missing or damaged."""
@@ -34,13 +37,13 @@ def verify(folder: Path) -> tuple[int, list[str]]:
     """Check every file below a folder against its digest.
 
     Args:
-        folder: The folder of a run, a sweep or an exported adapter.
+        folder: The folder of a run, a sweep, a site or an exported adapter.
 
     Returns:
         The number of checks, and a sentence for each file that is missing or damaged.
 
     Raises:
-        UserError: The folder holds no run, sweep or adapter.
+        UserError: The folder holds no run, sweep, site or adapter.
     """
     count, faults = 0, list[str]()
     for check in _checks(folder):
@@ -54,12 +57,46 @@ def verify(folder: Path) -> tuple[int, list[str]]:
     return count, list(dict.fromkeys(faults))
 
 
+def log_heads(folder: Path) -> dict[str, str]:
+    """Return path below a folder → head, of each log that is whole and has one; see `fedloom.run_log.head_of`."""
+    heads = dict[str, str]()
+    for file in _logs(folder):
+        with suppress(UserError):  # `verify` reports it
+            if head := head_of(file):
+                heads[file.relative_to(folder).as_posix()] = head
+    return heads
+
+
+def head_fault(folder: Path, head: str) -> str | None:
+    """Return why no log below a folder continues the one whose head was kept, or None where one does.
+
+    Raises:
+        UserError: There is no log below the folder.
+    """
+    faults = list[str]()
+    for file in _logs(folder):
+        try:
+            position_of_head(file, head)
+            return None
+        except UserError as error:
+            faults.append(str(error))
+    if not faults:
+        raise UserError(f"{folder} holds no log; `fedloom run` writes {RECORD}, and a site {LEFT}")
+    return faults[0] if len(faults) == 1 else f"{folder}: none of its {len(faults)} logs has the head {head}"
+
+
+def _logs(folder: Path) -> list[Path]:
+    return sorted(file for name in (RECORD, LEFT) for file in folder.rglob(name))
+
+
 def _checks(folder: Path) -> Iterator[Check]:
     for file in sorted(folder.rglob(SWEEP)):
         yield partial(read_sweep, file.parent)
     folders = {file.parent for name in (MANIFEST, EXPERIMENT) for file in folder.rglob(name)}
     for inner in sorted(folders):
         yield from _checks_of(inner)
+    for file in sorted(folder.rglob(LEFT)):
+        yield partial(deque, read_lines(file), 0)
 
 
 def _checks_of(folder: Path) -> Iterator[Check]:

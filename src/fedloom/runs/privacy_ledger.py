@@ -1,0 +1,107 @@
+"""The privacy ledger of a run: how much of a client's or an example's privacy each round of a method with noise spent.
+
+Parts of a method that protect a unit are accounted for as `fedloom.algorithms.gaussian_privacy` describes, without
+amplification by sampling. Neighboring runs differ in one unit, whose contribution is replaced by zero:
+
+* client (as `dp` protects): each round in which it reported is a release.
+* training example (as `dp-sgd` protects): it is in one batch of each epoch, so each epoch is a release.
+
+Updates that the server refused count too. What is stated is therefore never less than what was spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+from fedloom.algorithms.compose import settable_arguments
+from fedloom.algorithms.gaussian_privacy import composed, epsilon_of
+from fedloom.run_log import read_lines
+from fedloom.runs.run_context import RunContext
+
+
+def privacy_of(context: RunContext) -> dict[str, Any]:
+    """Return the entry "privacy" of `result.json`: method → a ledger for each part with noise; an empty dict without any.
+
+    A ledger has "part", "unit", "noise" (its multiplier), "delta", and "clients": for each client its "rounds", "releases"
+    and "epsilon", the sums after each of these rounds; ε is None where it is infinite. A single client None stands
+    for all of them where data are pooled, and where a round had more clients than the log lists.
+    """
+    entries, methods = context.experiment.entries, context.experiment.methods
+    parts = {
+        name: used
+        for name in methods
+        if (used := [part for part in context.experiment.method(name).parts if entries[part].protects])
+    }
+    if not parts:
+        return {}
+    lines = [line for _, line in read_lines(context.record.path) if line["kind"] == "round"]
+    return {
+        "privacy": {
+            name: [
+                _ledger(context, name, part, [one for one in lines if one["method"] == name]) for part in used
+            ]
+            for name, used in parts.items()
+        }
+    }
+
+
+def _ledger(context: RunContext, name: str, part: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    entry = context.experiment.entries[part]
+    arguments = {**settable_arguments(entry.make), **context.experiment.arguments(part)}
+    noise, delta = float(arguments["noise"]), float(arguments["delta"])
+    pooled = context.experiment.method(name).base == "centralized"
+    stages = context.site.method(name).stages
+    epochs = [stage.settings.epochs for stage in stages for _ in range(stage.settings.rounds)]
+    rounds = rounds_by_client(lines, pooled=pooled)
+    releases = epochs if entry.protects == "example" else [1] * len(epochs)
+    return {
+        "part": part,
+        "unit": entry.protects,
+        "noise": noise,
+        "delta": delta,
+        "clients": [
+            {"client": client, "rounds": taken, **spent(noise, delta, [releases[k] for k in taken])}
+            for client, taken in rounds.items()
+        ],
+    }
+
+
+def spent(noise: float, delta: float, releases: Iterable[int]) -> dict[str, Any]:
+    """Return the sums of "releases" and their "epsilon" after each round.
+
+    Args:
+        noise: The noise multiplier, ≥ 0.
+        delta: δ, in (0, 1).
+        releases: Number of releases in each round.
+    """
+    sums = list(accumulate(releases))
+    epsilons = {total: epsilon_of(composed(noise, total), delta) for total in sums}
+    return {"releases": sums, "epsilon": [epsilons[total] for total in sums]}
+
+
+def rounds_by_client(
+    lines: Iterable[Mapping[str, Any]], *, pooled: bool = False
+) -> dict[int | None, list[int]]:
+    """Return client → the rounds in which it reported, in order.
+
+    Args:
+        lines: The lines of a method's rounds. A round that was repeated after a crash drew the same noise, and counts once.
+        pooled: Whether the data of all clients are one's, named None.
+    """
+    rounds = dict[int | None, set[int]]()
+    for line in lines:
+        for client in _clients(line):
+            rounds.setdefault(None if pooled else client, set()).add(line["round"])
+    if None in rounds:  # whoever is not listed may have reported
+        rounds = {None: set[int]().union(*rounds.values())}
+    return {client: sorted(taken) for client, taken in sorted(rounds.items(), key=lambda item: item[0] or 0)}
+
+
+def _clients(line: Mapping[str, Any]) -> Iterator[int | None]:
+    """Yield the clients that gave an update; None if not all of them are listed."""
+    listed = [one["client"] for one in line.get("clients", ())]
+    yield from listed
+    if len(listed) + len(line.get("missing", ())) < line.get("cohort", 0):
+        yield None
