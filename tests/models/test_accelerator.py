@@ -33,7 +33,7 @@ def families() -> list[Any]:
 
 
 def masks(client: int) -> Masks:
-    return lambda layer, device: torch_stream(0, layer, client=client, device=device)
+    return Masks(lambda layer: torch_stream(0, layer, client=client))
 
 
 def tuned_of(vlm: Vlm, dropout: float) -> Tuned:
@@ -89,7 +89,7 @@ def test_a_training_step_waits_at_most_four_times(name: str, saved: Callable[[st
             slots = stack.zero_slots(OPTIMIZERS["adamw"].slots)
             device.syncs.clear()
             batch = collate(vlm, [talks(vlm), talks(vlm)[:1]])
-            backpropagate(stack, batch, [masks(0), masks(1)], Clock("cuda"))
+            backpropagate(stack, [batch], [masks(0), masks(1)], Clock("cuda"))
             clip(stack.grads, 1.0)
             OPTIMIZERS["adamw"].step(stack.flat, stack.grads, slots, 1, 0.01, 0.0, 0.999)
     assert device.syncs.total() <= 4, device.syncs
@@ -109,7 +109,7 @@ def test_deeper_models_and_more_adapters_add_no_waiting_and_no_conversion(
             batch = collate(vlm, [talks(vlm)])
             device.syncs.clear()
             device.operations.clear()
-            backpropagate(tuned, batch, [masks(0)], Clock("cuda"))
+            backpropagate(tuned, [batch], [masks(0)], Clock("cuda"))
             counts.append((device.syncs.total(), device.operations["aten::_to_copy"]))
             assert tuned.grads.any()
     assert counts[0] == counts[1]
@@ -140,7 +140,7 @@ def test_a_copy_on_another_device_trains_as_the_first_does(saved: Callable[[str]
         other = replica(tuned, torch.device("cuda", 1))
         grads = []
         for one in (tuned, other):
-            backpropagate(one, collate(one.vlm, [talks(one.vlm)]), [masks(0)], Clock("cuda"))
+            backpropagate(one, [collate(one.vlm, [talks(one.vlm)])], [masks(0)], Clock("cuda"))
             grads.append(one.grads.cpu())
         assert device.device(other.grads) == torch.device("cuda", 1)
     assert grads[0].any() and torch.equal(*grads)

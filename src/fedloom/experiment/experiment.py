@@ -38,6 +38,7 @@ LATER = {
     "evaluate": ("round", "metrics"),
     "aggregate": ("over",),
     "communication": ("up", "down", "feedback"),
+    "train": ("micro_batch",),
 }
 """Keys, by section, that experiments of version 0.1 did not have."""
 
