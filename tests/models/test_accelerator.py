@@ -16,6 +16,7 @@ from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.models.batches import answer_losses, collate, generate, option_scores
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import Vlm, load_vlm, move_model
+from fedloom.models.precision import deterministic_kernels
 from fedloom.models.teacher_forcing import teacher_forced
 from fedloom.seeds import torch_stream
 from fedloom.system.timing import Clock
@@ -144,6 +145,26 @@ def test_a_copy_on_another_device_trains_as_the_first_does(saved: Callable[[str]
             grads.append(one.grads.cpu())
         assert device.device(other.grads) == torch.device("cuda", 1)
     assert grads[0].any() and torch.equal(*grads)
+
+
+def test_deterministic_kernels_are_asked_for_on_an_accelerator_only() -> None:
+    def asked() -> tuple[bool, ...]:
+        cuda = torch.backends.cuda
+        return (
+            torch.are_deterministic_algorithms_enabled(), cuda.math_sdp_enabled(), cuda.flash_sdp_enabled(),
+            cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled(),
+        )  # fmt: skip
+
+    before = asked()
+    for enabled, setting in ((True, "cpu"), (False, "cuda")):
+        with deterministic_kernels(enabled, setting):
+            assert asked() == before
+    with simulated_accelerator():
+        with deterministic_kernels(True, "auto"):
+            assert asked() == (True, True, False, False, False)
+        with pytest.raises(ZeroDivisionError), deterministic_kernels(True, "cuda"):
+            raise ZeroDivisionError
+    assert asked() == before
 
 
 def test_laps_on_an_accelerator_are_marks_that_are_read_once() -> None:
