@@ -46,12 +46,14 @@ def torch_stream(
     round: int = -1,
     client: int = -1,
     step: int = -1,
-    device: torch.device | str = "cpu",
 ) -> torch.Generator:
-    """Return the torch generator of one purpose on a device; see `stream`. Draws differ between kinds of devices."""
+    """Return the torch generator of one purpose; see `stream`.
+
+    It is the processor's, because draws differ between kinds of devices.
+    """
     import torch
 
-    generator = torch.Generator(device)
+    generator = torch.Generator()
     generator.manual_seed(_key(seed, purpose, round, client, step) % 2**63)
     return generator
 

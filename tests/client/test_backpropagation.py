@@ -40,7 +40,7 @@ def gradients(
         batch = collate(tuned.vlm, [TALKS] * len(weights))
         factors = torch.tensor(weights).repeat_interleave(torch.tensor(batch.sizes))
         batch = replace(batch, weight=batch.weight * factors)
-        _, scales = backpropagate(stack, batch, [], Clock(), scales)
+        _, scales = backpropagate(stack, [batch], [], Clock(), scales)
         return stack.grads.clone(), scales
 
 

@@ -16,6 +16,7 @@ from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.models.batches import answer_losses, collate, generate, option_scores
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import Vlm, load_vlm, move_model
+from fedloom.models.precision import deterministic_kernels
 from fedloom.models.teacher_forcing import teacher_forced
 from fedloom.seeds import torch_stream
 from fedloom.system.timing import Clock
@@ -33,7 +34,7 @@ def families() -> list[Any]:
 
 
 def masks(client: int) -> Masks:
-    return lambda layer, device: torch_stream(0, layer, client=client, device=device)
+    return Masks(lambda layer: torch_stream(0, layer, client=client))
 
 
 def tuned_of(vlm: Vlm, dropout: float) -> Tuned:
@@ -89,7 +90,7 @@ def test_a_training_step_waits_at_most_four_times(name: str, saved: Callable[[st
             slots = stack.zero_slots(OPTIMIZERS["adamw"].slots)
             device.syncs.clear()
             batch = collate(vlm, [talks(vlm), talks(vlm)[:1]])
-            backpropagate(stack, batch, [masks(0), masks(1)], Clock("cuda"))
+            backpropagate(stack, [batch], [masks(0), masks(1)], Clock("cuda"))
             clip(stack.grads, 1.0)
             OPTIMIZERS["adamw"].step(stack.flat, stack.grads, slots, 1, 0.01, 0.0, 0.999)
     assert device.syncs.total() <= 4, device.syncs
@@ -109,7 +110,7 @@ def test_deeper_models_and_more_adapters_add_no_waiting_and_no_conversion(
             batch = collate(vlm, [talks(vlm)])
             device.syncs.clear()
             device.operations.clear()
-            backpropagate(tuned, batch, [masks(0)], Clock("cuda"))
+            backpropagate(tuned, [batch], [masks(0)], Clock("cuda"))
             counts.append((device.syncs.total(), device.operations["aten::_to_copy"]))
             assert tuned.grads.any()
     assert counts[0] == counts[1]
@@ -140,10 +141,30 @@ def test_a_copy_on_another_device_trains_as_the_first_does(saved: Callable[[str]
         other = replica(tuned, torch.device("cuda", 1))
         grads = []
         for one in (tuned, other):
-            backpropagate(one, collate(one.vlm, [talks(one.vlm)]), [masks(0)], Clock("cuda"))
+            backpropagate(one, [collate(one.vlm, [talks(one.vlm)])], [masks(0)], Clock("cuda"))
             grads.append(one.grads.cpu())
         assert device.device(other.grads) == torch.device("cuda", 1)
     assert grads[0].any() and torch.equal(*grads)
+
+
+def test_deterministic_kernels_are_asked_for_on_an_accelerator_only() -> None:
+    def asked() -> tuple[bool, ...]:
+        cuda = torch.backends.cuda
+        return (
+            torch.are_deterministic_algorithms_enabled(), cuda.math_sdp_enabled(), cuda.flash_sdp_enabled(),
+            cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled(),
+        )  # fmt: skip
+
+    before = asked()
+    for enabled, setting in ((True, "cpu"), (False, "cuda")):
+        with deterministic_kernels(enabled, setting):
+            assert asked() == before
+    with simulated_accelerator():
+        with deterministic_kernels(True, "auto"):
+            assert asked() == (True, True, False, False, False)
+        with pytest.raises(ZeroDivisionError), deterministic_kernels(True, "cuda"):
+            raise ZeroDivisionError
+    assert asked() == before
 
 
 def test_laps_on_an_accelerator_are_marks_that_are_read_once() -> None:

@@ -124,7 +124,7 @@ def tune(vlm: Vlm, dropout: float = 0.0) -> Tuned:
 
 
 def masks(client: int) -> Masks:
-    return lambda layer, device: torch_stream(0, layer, client=client, device=device)
+    return Masks(lambda layer: torch_stream(0, layer, client=client))
 
 
 def moved(tuned: Tuned, seed: int = 5) -> Params:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fedloom.models.batches import answer_losses, collate, generate, option_scores
 from fedloom.models.family_table import FAMILIES
@@ -17,11 +19,22 @@ from fedloom.tuning.strategies import LoRA, stage
 
 from .conversations import TARGETS, talks
 
-COARSE = {"gemma4": 0.85}
-"""Least cosine of gradients where .99 is out of reach: the tiny Gemma 4 has inputs of each layer that are drawn 25 times as
-large as those of a new model, which amplify rounding, with and without images."""
-
 MODELS = Path(__file__).parents[2] / "src/fedloom/models"
+
+
+def calm(vlm: Vlm) -> Vlm:
+    """Return a model whose gradient does not turn when its weights are rounded, as that of the tiny Gemma 4 does.
+
+    Gemma 4 leaves the scale 1/√d of attention to the weights of a norm, which are ones in a new model, and the tiny one has
+    inputs of each layer that are drawn 25 times as large. Rounding the weights alone, with float32 everywhere else, turns
+    its gradient to a cosine of about .95.
+    """
+    for name, value in vlm.model.named_parameters():
+        if vlm.model.config.model_type == "gemma4" and name.endswith("self_attn.q_norm.weight"):
+            value.data *= len(value) ** -0.5
+        if vlm.model.config.model_type == "gemma4" and "per_layer_input_gate" in name:
+            value.data /= 25
+    return vlm
 
 
 def gradient(vlm: Vlm) -> torch.Tensor:
@@ -38,15 +51,57 @@ def gradient(vlm: Vlm) -> torch.Tensor:
 def test_a_fresh_model_in_bfloat16_keeps_its_features_and_the_direction_of_gradients(
     name: str, saved: Callable[[str], Path]
 ) -> None:
-    exact, coarse = load_vlm(str(saved(name))), load_vlm(str(saved(name)))
+    exact, coarse = (calm(load_vlm(str(saved(name)))) for _ in range(2))
     move_model(coarse, "cpu", "bfloat16")
     assert coarse.precision == torch.bfloat16
     images = [image for talk in talks(exact) for image in talk.pictures]
     for mine, theirs in zip(coarse.image_features(images), exact.image_features(images), strict=True):
         assert torch.equal(mine, theirs)
-    assert torch.cosine_similarity(gradient(coarse), gradient(exact), dim=0) >= COARSE.get(name, 0.99)
+    assert torch.cosine_similarity(gradient(coarse), gradient(exact), dim=0) >= 0.99
     assert torch.isfinite(option_scores(coarse, talks(coarse))).all()
     assert len(generate(coarse, talks(coarse), max_tokens=2)) == len(talks(coarse))
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_weights_of_16_bits_are_loaded_as_they_are_and_only_encoder_and_connector_widened(
+    name: str, saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The model is that which float32 and a conversion of the language model give, bit for bit."""
+    folder = tmp_path / name
+    shutil.copytree(saved(name), folder)
+    for file in folder.glob("*.safetensors"):
+        halves = {
+            key: value.bfloat16() if value.is_floating_point() else value
+            for key, value in load_file(file).items()
+        }
+        save_file(halves, file, {"format": "pt"})
+    lean = load_vlm(str(folder), lean=True)
+    parts = lean.family.parts
+    for key, value in lean.model.named_parameters():
+        if value.is_floating_point():
+            assert value.dtype == (torch.bfloat16 if parts.part_of(key) == "llm" else torch.float32), key
+    for precision in ("bfloat16", "float16"):
+        whole = move_model(load_vlm(str(folder)), "cpu", precision).model
+        moved = move_model(load_vlm(str(folder), lean=True), "cpu", precision).model
+        for mine, theirs in (
+            (dict(moved.named_parameters()), dict(whole.named_parameters())),
+            (dict(moved.named_buffers()), dict(whole.named_buffers())),
+        ):
+            assert mine.keys() == theirs.keys()
+            for key, value in mine.items():
+                assert value.dtype == theirs[key].dtype and torch.equal(value, theirs[key]), key
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_buffers_that_a_model_computes_stay_as_they_are(name: str, saved: Callable[[str], Path]) -> None:
+    """Such as the frequencies of rotary positions, whose multiples bfloat16 would round to whole turns."""
+    exact, coarse = (load_vlm(str(saved(name))) for _ in range(2))
+    move_model(coarse, "cpu", "bfloat16")
+    stored, before = coarse.model.state_dict(), dict(exact.model.named_buffers())
+    computed = {key: value for key, value in coarse.model.named_buffers() if key not in stored}
+    assert any("inv_freq" in key for key in computed)
+    for key, value in computed.items():
+        assert value.dtype == before[key].dtype and torch.equal(value, before[key]), key
 
 
 @pytest.mark.parametrize("path", sorted(MODELS.rglob("*.py")), ids=lambda path: path.name)

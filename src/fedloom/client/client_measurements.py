@@ -23,7 +23,8 @@ def gradient_norms(tuned: Tuned, job: Job) -> Tensors:
         "norms": shape [number of the layout's names], in their order; zero for what the client does not train.
     """
     scale = SAFE_SCALE if tuned.vlm.precision == torch.float16 else 1
-    layout, size, examples = tuned.layout, job.settings.batch_size, job.conversations
+    layout, settings, examples = tuned.layout, job.settings, job.conversations
+    size = min(settings.batch_size, settings.micro_batch or settings.batch_size)
     tuned.write(job.start)
     tuned.grads.zero_()
     with side_by_side(tuned, 1, [job.scale]):

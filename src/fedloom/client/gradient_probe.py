@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedloom.client.backpropagation import backpropagate
+from fedloom.client.backpropagation import backpropagate, micro_batches
 from fedloom.client.local_job import Job
-from fedloom.models.batches import collate
+from fedloom.models.batches import Batch
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, side_by_side
+from fedloom.tuning.dropout import Masks, tokens_of
 from fedloom.types import Conversation
 
 
@@ -58,32 +59,47 @@ class BatchProbe:
     def loss(self, params: Tensor) -> Tensor:
         """Return the mean loss of the batch at parameters of shape [P], a scalar."""
         with torch.no_grad():
-            return self._losses(params[None], [self.conversations])[0][0]
+            return self._mean_loss(params)[0]
 
     def gradient(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss of the batch, a scalar, and its gradient, shape [P], zero for what is not trained."""
-        losses, grads = self._losses(params[None], [self.conversations])
-        return losses[0], grads[0]
+        return self._mean_loss(params)
 
     def per_example(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each example, shape [B], and its gradient, shape [B, P].
 
-        The examples are rows side by side, as clients are.
+        The examples are rows side by side, as clients are; at most `train.micro_batch` of them at a time.
         """
-        return self._losses(
-            params.expand(self.examples, -1), [[conversation] for conversation in self.conversations]
-        )
+        size, masks, parts = self.job.settings.micro_batch or self.examples, self._masks, []
+        for first in range(0, self.examples, size):
+            batches = micro_batches(
+                self.tuned.vlm, [[one] for one in self.conversations[first : first + size]], None, self.clock
+            )
+            parts.append(self._losses(params, batches, masks))
+            masks = masks.after(tokens_of(batches[0], 1)[0])
+        losses, grads = zip(*parts, strict=True)
+        return torch.cat(losses), torch.cat(grads)
 
-    def _losses(self, flat: Tensor, groups: Sequence[Sequence[Conversation]]) -> tuple[Tensor, Tensor]:
-        """Return the mean loss of each group at its row of `flat`, and the gradients, one row each; zeros without autograd."""
-        before = self.tuned.flat.clone()
+    @property
+    def _masks(self) -> Masks:
+        """The masks of the step: one stream goes through its tokens in order, however they are grouped into rows."""
+        return self.job.dropout_masks(self.step)
+
+    def _mean_loss(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss, a scalar, and its gradient, shape [P], which is zero without autograd."""
+        batches = micro_batches(
+            self.tuned.vlm, [self.conversations], self.job.settings.micro_batch, self.clock
+        )
+        losses, grads = self._losses(params, batches, self._masks)
+        return losses[0], grads[0]
+
+    def _losses(self, params: Tensor, batches: Sequence[Batch], masks: Masks) -> tuple[Tensor, Tensor]:
+        """Return the losses of K rows at parameters of shape [P], and their gradients, [K, P]; zeros without autograd."""
+        before, rows = self.tuned.flat.clone(), len(batches[0].sizes)
         try:
-            with side_by_side(self.tuned, len(groups), [self.job.scale] * len(groups)) as stack:
-                stack.flat.copy_(flat)
-                batch = collate(stack.vlm, groups, self.clock)
-                # One stream serves all rows: it goes through the batch's tokens in order, however they are grouped.
-                masks = [self.job.dropout_masks(self.step)]
-                losses, _ = backpropagate(stack, batch, masks, self.clock)
+            with side_by_side(self.tuned, rows, [self.job.scale] * rows) as stack:
+                stack.flat.copy_(params.expand(rows, -1))
+                losses, _ = backpropagate(stack, batches, [masks], self.clock)
                 return losses, stack.grads * self.trained
         finally:
             self.tuned.flat.copy_(before)

@@ -102,15 +102,13 @@ class Job:
         return torch_stream(self.seed, name, round=self.round, client=self.client, step=step)
 
     def dropout_masks(self, step: int) -> Masks:
-        """Return the random streams of a step's dropout, one for each layer."""
+        """Return the masks of a step's dropout, whose random stream is another for each layer."""
 
-        def draw(layer: str, device: torch.device) -> torch.Generator:
+        def draw(layer: str) -> torch.Generator:
             name = self._stream_name(f"dropout/{layer}")
-            return torch_stream(
-                self.seed, name, round=self.round, client=self.client, step=step, device=device
-            )
+            return torch_stream(self.seed, name, round=self.round, client=self.client, step=step)
 
-        return draw
+        return Masks(draw)
 
     def batches(self) -> Iterator[list[Conversation]]:
         """Yield the batches of all epochs; each epoch is drawn from its own random stream."""

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.local_rule import Correct
-from fedloom.client.backpropagation import LARGEST_SCALE, backpropagate
+from fedloom.client.backpropagation import LARGEST_SCALE, backpropagate, micro_batches
 from fedloom.client.gradient_probe import BatchProbe
 from fedloom.client.local_job import Job
 from fedloom.client.optimizers import OPTIMIZERS, clip
-from fedloom.models.batches import collate
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.types import Broadcast, Conversation, Tensors
@@ -168,9 +167,9 @@ def _write_gradients(
     stack: Tuned, rows: Sequence[_Row], groups: Sequence[list[Conversation]], step: int, clock: Clock
 ) -> Tensor:
     """Write the gradient of each client's mean loss into the stack; return the losses, shape [K]."""
-    batch = collate(stack.vlm, groups, clock)
+    batches = micro_batches(stack.vlm, groups, rows[0].job.settings.micro_batch, clock)
     masks, scales = [row.job.dropout_masks(step) for row in rows], [row.loss_scale for row in rows]
-    losses, scales = backpropagate(stack, batch, masks, clock, scales)
+    losses, scales = backpropagate(stack, batches, masks, clock, scales)
     for row, scale in zip(rows, scales, strict=True):
         row.loss_scale = scale
     return losses

@@ -43,6 +43,11 @@ class Engine(Section):
         description="Whether layers are compiled for training, which takes about a minute and makes small steps "
         "faster.",
     )
+    deterministic: Flag = Field(
+        default=False,
+        description="Whether an accelerator uses deterministic kernels only, and attention without fused kernels, so that equal "
+        "runs give equal numbers; slower and with more memory. Processors do so always.",
+    )
     cache: Flag = Field(
         default=True, description="Whether the frozen encoder's image features are cached between runs."
     )

@@ -258,6 +258,11 @@ class Train(Section):
     )
     epochs: Count = Field(default=1, description="Passes of a client over its examples per round.")
     batch_size: Count = Field(default=8, description="Examples per optimizer step.")
+    micro_batch: Count | None = Field(
+        default=None,
+        description="Most examples of a client in one forward and backward pass; gradients add up to those of the whole batch, "
+        "which null computes in one pass.",
+    )
     batches: Literal["shuffled", "bucketed"] = Field(
         default="shuffled",
         description="Random batches, or batches of examples of similar modality and length, which need less padding.",

@@ -22,6 +22,7 @@ from fedloom.models.last_layer import layers_of
 from fedloom.system.processes import can_fork
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.dropout import adapter_dropout
+from fedloom.types import Conversation
 
 MOST = 32
 """Most rows of a pass: with that many, its overhead is small, and further rows gain nothing."""
@@ -134,9 +135,14 @@ def choose_from(
     return Choice(rows, workers, recompute)
 
 
+def _first_examples(job: Job) -> list[Conversation]:
+    """Return the examples of a client's first pass."""
+    return next(job.batches())[: job.settings.micro_batch]
+
+
 def _multiplications(tuned: Tuned, job: Job) -> int:
     """Count the multiplications of a forward pass through the decoder's layers over one of a client's batches."""
-    batch = collate(tuned.vlm, [next(job.batches())])
+    batch = collate(tuned.vlm, [_first_examples(job)])
     weights = sum(value.numel() for layer in layers_of(tuned.vlm) for value in layer.parameters())
     return weights * sum(batch.lengths)
 
@@ -149,7 +155,8 @@ def _free_memory(tuned: Tuned, machine: Machine) -> int | None:
 
 def _step_bytes(tuned: Tuned, job: Job) -> int:
     """Estimate the bytes of one client's step from a single example, so that the estimate itself needs little memory."""
-    return 2 * job.settings.batch_size * saved_bytes(tuned, replace(job, conversations=job.conversations[:1]))
+    rows = min(job.settings.batch_size, job.settings.micro_batch or job.settings.batch_size)
+    return 2 * rows * saved_bytes(tuned, replace(job, conversations=job.conversations[:1]))
 
 
 def saved_bytes(tuned: Tuned, job: Job) -> int:
@@ -165,7 +172,7 @@ def saved_bytes(tuned: Tuned, job: Job) -> int:
         return value
 
     tuned.write(job.start)
-    batch = collate(tuned.vlm, [next(job.batches())])
+    batch = collate(tuned.vlm, [_first_examples(job)])
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value)
     with hooks, adapter_dropout(tuned, batch, [job.dropout_masks(0)]):
         # The losses are held until everything is counted, so that no address is used twice.

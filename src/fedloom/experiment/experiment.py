@@ -36,9 +36,9 @@ from fedloom.system.file_hashes import json_digest
 LATER = {
     "data": ("validation",),
     "evaluate": ("round", "metrics"),
-    "train": ("repeat",),
     "aggregate": ("over",),
     "communication": ("up", "down", "feedback"),
+    "train": ("micro_batch", "repeat"),
 }
 """Keys, by section, that experiments of version 0.1 did not have."""
 

@@ -60,7 +60,8 @@ def load_model(settings: Model, seed: int) -> Vlm:
 def load_base(settings: Model, families: Mapping[str, Family] = FAMILIES) -> Vlm:
     """Load the base model that models with different connectors share; see `with_connector`.
 
-    The connector of an assembled model has no values yet.
+    The connector of an assembled model has no values yet. If `model.precision` has 16 bits, so has a language model that is
+    stored in 16 bits; `move_model` converts it where the two differ.
 
     Args:
         settings: What to load.
@@ -70,8 +71,12 @@ def load_base(settings: Model, families: Mapping[str, Family] = FAMILIES) -> Vlm
         UserError: Something cannot be loaded or does not fit.
     """
     if settings.encoder is not None and settings.llm is not None:
-        return assemble(settings.encoder, settings.llm, settings.network)
-    return load_vlm(settings.path, network=settings.network, families=families)
+        return assemble(settings.encoder, settings.llm, settings.network, lean=_lean(settings))
+    return load_vlm(settings.path, network=settings.network, families=families, lean=_lean(settings))
+
+
+def _lean(settings: Model) -> bool:
+    return getattr(settings, "precision", "float32") in ("bfloat16", "float16")
 
 
 def with_connector(base: Vlm, settings: Model, seed: int) -> Vlm:
@@ -201,7 +206,7 @@ def _with_module(model: Any, path: str, module: nn.Module) -> Any:
 
 
 @without_garbage_collection()
-def assemble(encoder: str, llm: str, network: bool) -> Vlm:
+def assemble(encoder: str, llm: str, network: bool, *, lean: bool = False) -> Vlm:
     """Join an encoder and a language model to a LLaVA or, with an EfficientNet, to a FastVLM.
 
     The connector between them has no values; `replace_connector` gives the model one that has.
@@ -211,6 +216,7 @@ def assemble(encoder: str, llm: str, network: bool) -> Vlm:
             one of these as its vision tower: a name in `BUNDLED`, a folder or a hub id.
         llm: A causal language model with a plain linear head: a name in `ADDED`, a folder or a hub id.
         network: Whether a hub may be contacted.
+        lean: Whether a language model that is stored in 16 bits stays so; see `Source.model`.
 
     Raises:
         UserError: One of them cannot be loaded or is of another kind, or the encoder's image processor makes images
@@ -222,7 +228,7 @@ def assemble(encoder: str, llm: str, network: bool) -> Vlm:
     tower, name = _tower(encoder_source)
     images = encoder_source.read(AutoImageProcessor)
     check_sizes(encoder_source, images, tower.config.image_size)
-    decoder = llm_source.model(AutoModelForCausalLM)
+    decoder = llm_source.model(AutoModelForCausalLM, lean=lean)
     check_decoder(llm_source, decoder)
     _check_head(llm, decoder)
     tokenizer = llm_source.tokenizer()

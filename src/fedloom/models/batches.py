@@ -141,7 +141,7 @@ def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enc
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The inputs of one training step of one or several clients.
+    """The inputs of one training step of one or several clients, or of a part of one.
 
     Attributes:
         ids: Token ids, shape [K·B, L], padded on the right, on the processor; a client with fewer than B conversations has
@@ -171,8 +171,14 @@ class Batch:
     answer_positions: Tensor
 
 
-def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | None = None) -> Batch:
-    """Build the batch of one training step from the conversations of each client, one group per client."""
+def collate(
+    vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | None = None, wholes: Sequence[int] = ()
+) -> Batch:
+    """Build a batch from the conversations of each client, one group per client.
+
+    Where groups are a part of a step, `wholes` are the sizes of whole groups, so that the losses of all parts add up to the mean.
+    """
+    wholes = wholes or [len(group) for group in groups]
     clock = clock or Clock()
     features = tuple(
         tuple(vlm.image_features([image for conversation in group for image in conversation.pictures]))
@@ -184,14 +190,14 @@ def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | N
     lengths: list[int] = []
     grids: list[tuple[Grid, ...]] = []
     row, column, weight, sizes = [], [], [], []
-    for group in groups:
+    for group, whole in zip(groups, wholes, strict=True):
         before = len(row)
         for conversation in group:
             encoded = encode(vlm, conversation, [conversation.answer])
             prompt, answer = encoded.prompt, encoded.answers[0]
             row += [len(rows)] * len(answer)
             column += range(len(prompt) - 1, len(prompt) - 1 + len(answer))
-            weight += [1 / (len(answer) * len(group))] * len(answer)
+            weight += [1 / (len(answer) * whole)] * len(answer)
             rows.append([*prompt, *answer])
             lengths.append(len(prompt))
             grids.append(vlm.grids(conversation.pictures))

@@ -29,6 +29,9 @@ FREE_VALUES = 2**28
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
+HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
+"""Data types of 16 bits, as safetensors names them."""
+
 UNUSED = re.compile(r"(^|\.)vision_(tower|model)\.(vision_model\.)?head\.")
 """Extra tensors that are never used: the head that pools the patches of a SigLIP encoder to one vector."""
 
@@ -66,11 +69,25 @@ def tensors_of(files: ModelFiles) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def half_dtype(files: ModelFiles) -> torch.dtype | None:
+    """Return the data type of 16 bits that all floating-point tensors of a model folder have, or None."""
+    kinds = set[str]()
+    for path in files.weights:
+        with safe_open(path, "pt") as file:
+            kinds |= {file.get_slice(name).get_dtype() for name in file.keys()} & {*FLOATS}
+    return HALVES.get(kinds.pop()) if len(kinds) == 1 else None
+
+
 @contextmanager
-def limited_size(files: ModelFiles) -> Iterator[None]:
+def limited_size(files: ModelFiles, dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """Raise an error if a model that is built inside this block is far larger than its weights, before it takes memory.
 
-    transformers first builds a model without values; its tensors are counted then.
+    transformers first builds a model without values; its tensors are counted then. It reads each weight in the data type
+    that the parameter has in that model.
+
+    Args:
+        files: The files of the folder.
+        dtype: The data type of parameters. Buffers that the model computes stay in float32.
 
     Raises:
         UserError: The configuration describes a far larger model than the weights.
@@ -79,10 +96,10 @@ def limited_size(files: ModelFiles) -> Iterator[None]:
     count = sum(torch.Size(shape).numel() for shape in shapes.values())
     remaining = {"tensors": 4 * len(shapes) + 2_000, "values": max(2 * count, FREE_VALUES)}
 
-    def note(module: nn.Module, name: str, value: Tensor | None) -> None:
+    def note(module: nn.Module, name: str, value: Tensor | None) -> nn.Parameter | None:
         del module, name
         if value is None or value.device.type != "meta":
-            return
+            return None
         remaining["tensors"] -= 1
         remaining["values"] -= value.numel()
         if min(remaining.values()) < 0:
@@ -91,6 +108,9 @@ def limited_size(files: ModelFiles) -> Iterator[None]:
                 f"config.json describes a far larger model than the weights, which hold {count:,} values in "
                 f"{len(shapes):,} tensors",
             )
+        if isinstance(value, nn.Parameter) and value.dtype == torch.float32 != dtype:
+            return nn.Parameter(value.detach().to(dtype), value.requires_grad)
+        return None
 
     handles = [
         hooks.register_module_parameter_registration_hook(note),  # pyright: ignore[reportArgumentType]

@@ -15,7 +15,14 @@ import torch
 
 from fedloom.config.old_spellings import current_name
 from fedloom.models.added_models import ADDED, find_added
-from fedloom.models.check_weights import UNUSED, check_finite, check_whole, limited_size, tensors_of
+from fedloom.models.check_weights import (
+    UNUSED,
+    check_finite,
+    check_whole,
+    half_dtype,
+    limited_size,
+    tensors_of,
+)
 from fedloom.models.folder_checks import BUNDLED, SETTINGS, VOCABULARY, ModelFiles, check_numbers, model_files
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import cache_folder, combine_digests, file_digests
@@ -87,18 +94,21 @@ class Source:
         except Exception as error:  # a damaged file may raise any class
             raise self._load_error(error) from error
 
-    def model(self, kind: Any, unused: re.Pattern[str] = UNUSED) -> Any:
-        """Load a model in float32, with all of its weights.
+    def model(self, kind: Any, unused: re.Pattern[str] = UNUSED, *, lean: bool = False) -> Any:
+        """Load a model with all of its weights, on the processor.
 
         Args:
             kind: A transformers class of models.
             unused: Names of extra tensors that are ignored.
+            lean: Whether weights that are stored in 16 bits stay so, which takes no copy of them: the parameters lie in the
+                file's pages. Otherwise, and where some are stored in more bits, parameters are float32.
 
         Raises:
             UserError: Weights are not safetensors, missing, misshapen, unknown, damaged or not finite; or the configuration
                 describes a far larger model.
         """
-        with limited_size(self.files):
+        half = half_dtype(self.files) if lean else None
+        with limited_size(self.files, half or torch.float32):
             model, info = self.read(
                 kind,
                 dtype=torch.float32,

@@ -203,7 +203,11 @@ def _bytes(value: Tensor) -> bytes:
 
 @without_garbage_collection()
 def load_vlm(
-    path: str = "bundled", *, network: bool = False, families: Mapping[str, Family] = FAMILIES
+    path: str = "bundled",
+    *,
+    network: bool = False,
+    families: Mapping[str, Family] = FAMILIES,
+    lean: bool = False,
 ) -> Vlm:
     """Load a model in float32 with every parameter frozen.
 
@@ -211,6 +215,7 @@ def load_vlm(
         path: A name in `BUNDLED`, a local folder in the Hugging Face layout, or a hub id.
         network: Whether a hub may be contacted; otherwise only files on this machine are used.
         families: `model_type` → family.
+        lean: Whether a language model that is stored in 16 bits stays so, for `move_model`; see `Source.model`.
 
     Raises:
         UserError: There is no model at `path`, its family is not in `families`, or its weights are not safetensors.
@@ -230,7 +235,11 @@ def load_vlm(
         )
     family, tokenizer = families[kind], source.tokenizer()
     images = source.read(AutoImageProcessor) if family.images else None
-    model = source.model(AutoModelForImageTextToText if family.images else AutoModelForCausalLM)
+    model = source.model(
+        AutoModelForImageTextToText if family.images else AutoModelForCausalLM, lean=lean
+    )
+    if lean:
+        _widen(model, family)
     check_decoder(source, model, family)
     check_features(source, model)
     if kind in SQUARES:
@@ -244,8 +253,19 @@ def load_vlm(
     return Vlm(path, model, processor, family, source.digest)
 
 
+def _widen(model: nn.Module, family: Family) -> None:
+    """Convert all parameters to float32 but those of the language model, in place."""
+    names = family.parts.split(name for name, _ in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name not in names["llm"]:
+            parameter.data = parameter.data.float()
+
+
 def move_model(vlm: Vlm, device: str, precision: str) -> Vlm:
     """Move a model to a device and convert its language model to a precision, in place.
+
+    Weights are converted and moved one by one, so there is never a second copy of a part. Buffers that the model computes,
+    such as the frequencies of rotary positions, stay in float32, as they do when transformers loads in another precision.
 
     Args:
         vlm: The model.
@@ -256,13 +276,10 @@ def move_model(vlm: Vlm, device: str, precision: str) -> Vlm:
         UserError: There is no such device here.
     """
     device = device_of(device)
-    modules, dtype = dict(vlm.model.named_modules()), getattr(torch, precision_of(precision, device))
-    for prefix in vlm.family.parts.llm:
-        if prefix in modules:
-            modules[prefix].to(dtype)
-        else:  # a tensor by itself, such as the mark at the end of a row of patches
-            parameter = vlm.model.get_parameter(prefix)
-            parameter.data = parameter.data.to(dtype)
+    dtype, stored = getattr(torch, precision_of(precision, device)), vlm.model.state_dict(keep_vars=True)
+    for name in vlm.family.parts.split(stored)["llm"]:
+        if (value := stored[name]).is_floating_point():
+            value.data = value.data.to(dtype)
     if device != "cpu":
         vlm.model.to(device)
     return vlm

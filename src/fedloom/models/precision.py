@@ -1,8 +1,13 @@
-"""Choose the device of a model and the precision of its language model, where an experiment leaves them to the machine."""
+"""Choose a model's device, the precision of its language model and its kernels, where experiments leave them to the machine."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedloom.system.errors import UserError
 
@@ -40,3 +45,27 @@ def precision_of(setting: str, device: str) -> str:
     if device == "cpu":
         return "float32"
     return "bfloat16" if torch.cuda.get_device_capability() >= BFLOAT16_FROM else "float16"
+
+
+@contextmanager
+def deterministic_kernels(enabled: bool, setting: str) -> Iterator[None]:
+    """Let an accelerator use only kernels that give equal results in equal calls inside this block.
+
+    Attention runs without fused kernels, whose backward passes add in any order. An operation for which torch has no
+    deterministic kernel raises RuntimeError. Nothing changes on processors.
+
+    Args:
+        enabled: `engine.deterministic`; False changes nothing.
+        setting: `model.device`.
+    """
+    if not enabled or device_of(setting) == "cpu":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)

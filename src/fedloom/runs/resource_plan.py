@@ -202,7 +202,8 @@ def _client_class(
     counts = [local.profiles[client].examples for client in members]
     largest = members[counts.index(max(counts))]
     tokens, answer = longest(vlm, local.conversations(largest))
-    rows = min(settings.batch_size, max(counts))
+    batch = min(settings.batch_size, max(counts))
+    rows = min(batch, settings.micro_batch or batch)  # in one pass
     trained = key[1].count if key[1] is not None else site.tuned.layout.size
     sizes = step_sizes(vlm, _adapter_values(site))
     recompute = recompute or experiment.engine.recompute == "always"
@@ -221,7 +222,7 @@ def _client_class(
             "optimizer": 4 * trained * len(OPTIMIZERS[settings.optimizer].slots),
             "activations": sizes.activation_bytes(rows * tokens, rows * answer, width, recompute=recompute),
         },
-        sizes.multiplications(rows * tokens, rows * answer) * (4 / 3 if recompute else 1) / (speed * SLOWER),
+        sizes.multiplications(batch * tokens, batch * answer) * (4 / 3 if recompute else 1) / (speed * SLOWER),
         {name: message_bytes(experiment, site, name, largest) for name in federated},
     )
 
@@ -297,7 +298,8 @@ def _choice(experiment: Experiment, site: Site, classes: Iterable[ClientClass], 
     if most is None:
         return Choice()
     sizes = step_sizes(site.tuned.vlm, _adapter_values(site))
-    rows = min(experiment.train.batch_size, most.examples[1])
+    train = experiment.train
+    rows = min(train.batch_size, train.micro_batch or train.batch_size, most.examples[1])
     saved = most.memory["activations"]
     cohort = experiment.train.cohort or experiment.scenario.clients
     choice = choose_from(

@@ -23,7 +23,7 @@ from fedloom.models.example_checks import CheckedData, check_examples
 from fedloom.models.hub import Source
 from fedloom.models.judge_model import load_judge
 from fedloom.models.load_model import Vlm, move_model, other_devices, with_feature_store
-from fedloom.models.precision import device_of, precision_of
+from fedloom.models.precision import deterministic_kernels, device_of, precision_of
 from fedloom.models.sentence_embeddings import sentence_source
 from fedloom.models.text_only import check_pattern
 from fedloom.run_log import Follower, RunLog, require_length
@@ -235,15 +235,16 @@ def with_precision(experiment: Experiment, folder: Path | None = None) -> Experi
 @contextmanager
 def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tuple[Tuned, ...]]]:
     """Insert an experiment's adapters into its model, and into copies on the other devices that it uses."""
-    tuned = prepare(
-        loaded_model(experiment, models), merged_stage(stages_of(experiment)), experiment.training_seed
-    )
-    try:
-        workers, devices = experiment.engine.workers, other_devices(tuned.vlm)
-        used = devices if workers == "auto" else devices[: workers - 1]
-        yield tuned, tuple(replica(tuned, device) for device in used)
-    finally:
-        release(tuned)
+    engine = experiment.engine
+    with deterministic_kernels(engine.deterministic, experiment.model.device):
+        stage = merged_stage(stages_of(experiment))
+        tuned = prepare(loaded_model(experiment, models), stage, experiment.training_seed)
+        try:
+            devices = other_devices(tuned.vlm)
+            used = devices if engine.workers == "auto" else devices[: engine.workers - 1]
+            yield tuned, tuple(replica(tuned, device) for device in used)
+        finally:
+            release(tuned)
 
 
 def set_threads(experiment: Experiment) -> None:

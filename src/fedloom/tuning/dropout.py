@@ -7,18 +7,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from fedloom.models.batches import Batch
+from fedloom.models.family_interface import send
 from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import Tuned
 
-Masks = Callable[[str, torch.device], torch.Generator]
-"""(a layer's name, a device) → the random stream of the mask in front of that layer's adapter."""
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of one client's step.
+
+    Attributes:
+        stream: A layer's name → the random stream of the mask in front of that layer's adapter.
+        skipped: Tokens of the step that earlier batches held; see `after`.
+    """
+
+    stream: Callable[[str], torch.Generator]
+    skipped: int = 0
+
+    def draw(self, layer: str, tokens: int, width: int) -> Tensor:
+        """Draw uniform values in [0, 1) for a layer, shape [tokens, width], on the processor."""
+        return torch.rand(self.skipped + tokens, width, generator=self.stream(layer))[self.skipped :]
+
+    def after(self, tokens: int) -> Masks:
+        """Return the masks of the same step behind so many more tokens."""
+        return replace(self, skipped=self.skipped + tokens)
+
+
+def real_tokens(batch: Batch) -> Tensor:
+    """Return which tokens of a batch are those of conversations and not padding, shape [K·B, L], on the processor."""
+    # Rows of padding have no prompt.
+    return batch.mask.bool() & (torch.tensor(batch.lengths) > 0)[:, None]
+
+
+def tokens_of(batch: Batch, clients: int) -> list[int]:
+    """Return the number of real tokens of each of a batch's clients."""
+    return real_tokens(batch).view(clients, -1).sum(1).tolist()
 
 
 @contextmanager
@@ -28,8 +58,9 @@ def adapter_dropout(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Itera
     An adapter adds (alpha / rank) · B A (m ∘ x) / (1 − p), where each value of m is 0 with probability
     p = `LoRA.dropout` and 1 otherwise; every layer has its own mask, and the frozen layer sees the whole x.
     Unlike in PEFT, masks come from named streams. A client's stream gives a value for each input of each of its tokens,
-    in order and without padding, so its mask does not depend on the clients that train along with it. A layer that is computed
-    again in the backward pass, which belongs inside the block, gets the same mask.
+    in order and without padding, so its mask does not depend on the clients that train along with it. It is drawn on the
+    processor and copied, so it is the same on every device. A layer that is computed again in the backward pass, which
+    belongs inside the block, gets the same mask.
 
     Args:
         tuned: The model; with p = 0, or without adapters, nothing changes.
@@ -42,12 +73,8 @@ def adapter_dropout(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Itera
     share = tuned.stage.lora.dropout if tuned.stage.lora else 0.0
     layers = tuned.adapters if share else {}
     if layers:
-        # Computed on the processor and copied once, so that no layer makes an accelerator wait.
-        real = (
-            batch.mask.bool() & (torch.tensor(batch.lengths) > 0)[:, None]
-        )  # rows of padding have no prompt
-        counts = real.view(len(masks), -1).sum(1).tolist()
-        tokens = _Tokens(real.shape, tuned.vlm.send(real.flatten().nonzero()[:, 0]))
+        real, counts = real_tokens(batch), tokens_of(batch, len(masks))
+        tokens = _Tokens(real.shape, real.flatten().nonzero()[:, 0])
         for name, layer in layers.items():
             layer.drop = partial(_dropped, name, share, tokens, list(zip(masks, counts, strict=True)))
     try:
@@ -59,7 +86,7 @@ def adapter_dropout(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Itera
 
 @dataclass(frozen=True, eq=False)
 class _Tokens:
-    """The tokens of a batch: its shape [K·B, L], and the real tokens' places in it, counted through."""
+    """The tokens of a batch: its shape [K·B, L], and the real tokens' places in it, counted through, on the processor."""
 
     shape: torch.Size
     places: Tensor
@@ -74,13 +101,8 @@ def _dropped(
             "one expert's share of them or the tokens of images, for which there is no mask. Set strategy.dropout "
             "to 0, or leave the layer out of strategy.targets"
         )
-    width, device = x.shape[-1], x.device
-    drawn = torch.cat(
-        [
-            torch.rand(count, width, generator=masks(name, device), device=device) < share
-            for masks, count in draws
-        ]
-    )
-    dropped = torch.zeros(tokens.shape.numel(), width, dtype=torch.bool, device=device)
+    width = x.shape[-1]
+    drawn = torch.cat([masks.draw(name, count, width) < share for masks, count in draws])
+    dropped = torch.zeros(tokens.shape.numel(), width, dtype=torch.bool)
     dropped.index_copy_(0, tokens.places, drawn)
-    return x.masked_fill(dropped.view(x.shape), 0.0) / (1 - share)
+    return x.masked_fill(send(dropped.view(x.shape), x.device), 0.0) / (1 - share)
