@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from statistics import fmean, stdev
 
 from fedloom.report.client_verdicts import own_mean, verdict_on
-from fedloom.report.federation_gain import baseline_of, compare_methods, count_clients, main_score
+from fedloom.report.federation_gain import (
+    baseline_of,
+    compare_methods,
+    count_clients,
+    local_method,
+    main_score,
+)
 from fedloom.report.findings import gap_share
 from fedloom.report.run_results import Json, Run, at, number
 from fedloom.report.score_tables import OWN, task_heads
@@ -24,6 +31,7 @@ from fedloom.report.shared_scores import (
 )
 from fedloom.report.significance import ClientCounts
 from fedloom.report.tables import MISSING, Table, is_federated, label, percent, signed, title
+from fedloom.report.verdict_tables import baseline_note
 
 UNSET = "not set"
 NOT_SETTINGS = ("seed", "name", "report")  # labels and looks; scores are averaged over seeds
@@ -149,7 +157,7 @@ def _main_score(run: Run, of: Callable[[Json], Json | None], method: str) -> flo
 
 
 def seeds_table(group: Sequence[Run]) -> Table:
-    """Return the table of one group's scores, averaged over its runs, one row for each method."""
+    """Return the table of one group's scores, averaged over its runs, one row for each method; columns without figures are left out."""
     methods = dict.fromkeys(method for run in group for method in run.scores)
     columns = _by_task(group) if len(task_heads(group[0].result)) > 1 else _of_one_task(group)
     rows = tuple(
@@ -177,7 +185,15 @@ def seeds_table(group: Sequence[Run]) -> Table:
     )
     if len(group) > 1:
         note += " A deviation of 0.0 means that the seeds agree, not that the figure is exact."
-    return Table(("Method", *columns, "Clients"), rows, note)
+    baselines = {name: baseline_of(name, run.scores) for run in group for name in run.scores}
+    note += baseline_note(baselines, local_method(methods))
+    table = Table(("Method", *columns, "Clients"), rows, note)
+    kept = [k for k in range(len(table.columns)) if k < 2 or any(row[k] != MISSING for row in rows)]
+    return replace(
+        table,
+        columns=tuple(table.columns[k] for k in kept),
+        rows=tuple(tuple(row[k] for k in kept) for row in rows),
+    )
 
 
 def _clients_text(group: Sequence[Run], method: str) -> str:

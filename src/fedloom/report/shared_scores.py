@@ -48,7 +48,7 @@ def for_everybody(scores: Json) -> Json:
     return scores if shared is None else shared
 
 
-def has_both(scores: Mapping[str, Any]) -> bool:
+def has_both(scores: Mapping[Any, Any]) -> bool:
     """Return whether any of several methods has both kinds of models, so that tables need a column for each.
 
     Args:

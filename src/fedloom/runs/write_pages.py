@@ -62,7 +62,9 @@ def _write_answers(run: Run, page: Path, report: str, data: DataSet | None) -> N
         raise UserError("the answers and the test examples are at the sites, where they stay")
     if reason := missing_reason(columns):
         raise UserError(reason)
-    if file.is_file() and file.stat().st_size > LARGEST:
+    if not file.is_file():
+        raise UserError(f"{PREDICTIONS} is missing; runs of earlier versions have none")
+    if file.stat().st_size > LARGEST:
         raise UserError(f"{PREDICTIONS} has more than {LARGEST:,} bytes")
     comparisons = comparisons_of(read_right(read_predictions(file), columns), columns, run.clients)
     if not any(one.shown for one in comparisons):

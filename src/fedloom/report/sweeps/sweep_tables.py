@@ -7,8 +7,15 @@ from collections.abc import Mapping, Sequence
 from fedloom.report.charts import short_label
 from fedloom.report.federation_gain import worst_client
 from fedloom.report.run_results import at, number
-from fedloom.report.shared_scores import OWN_MODELS, SHARED_MODEL, for_everybody, own_models, shared_model
-from fedloom.report.significance import ROUNDING, holm_significant
+from fedloom.report.shared_scores import (
+    OWN_MODELS,
+    SHARED_MODEL,
+    for_everybody,
+    has_both,
+    own_models,
+    shared_model,
+)
+from fedloom.report.significance import ROUNDING, Estimate, holm_significant
 from fedloom.report.sweeps.chosen_settings import Choice
 from fedloom.report.sweeps.estimate_texts import (
     BEST,
@@ -212,9 +219,11 @@ def finding_pairs(sweep: SweepRun) -> list[tuple[str, str]]:
 def _test_sentence(sweep: SweepRun, method: str, other: str) -> str:
     differences = [paired_difference(cells, method, other) for cells in cells_by_setting(sweep).values()]
     known = [difference for difference in differences if difference is not None]
-    ours, theirs = label(method), _baseline_phrase(other)
+    ours, theirs = _shared_phrase(sweep, method), _baseline_phrase(other)
     if not known:
         return f"No cell has scores of both {ours} and {theirs}."
+    if len(known) == 1:
+        return f"On the global test set {ours} scores {_single_difference(known[0], theirs)}"
     higher, lower = (sum(sign * difference.mean > ROUNDING for difference in known) for sign in (1, -1))
     sentence = (
         f"On the global test set {ours} scores higher than {theirs} in {higher} of {counted(len(known), 'setting')} and "
@@ -230,6 +239,25 @@ def _test_sentence(sweep: SweepRun, method: str, other: str) -> str:
         f"{sentence}: significantly higher in {sum(significant)}, significantly lower in {len(significant) - sum(significant)} "
         f"(t-test over seeds, Holm's correction over settings, 5 %{zero_width_clause})."
     )
+
+
+def _shared_phrase(sweep: SweepRun, method: str) -> str:
+    """Name the model of a method that is scored on everybody's questions."""
+    scores = [cell.scores[method] for cell in sweep.cells if method in cell.scores]
+    return f"the shared model of {label(method)}" if has_both(dict(enumerate(scores))) else label(method)
+
+
+def _single_difference(difference: Estimate, theirs: str) -> str:
+    """Describe the difference in the only setting of a sweep, as the end of a sentence."""
+    if abs(difference.mean) <= ROUNDING and (difference.half is None or difference.all_equal):
+        return f"the same as {theirs}."
+    how = "higher" if difference.mean > 0 else "lower"
+    size = estimate_text(difference._replace(mean=abs(difference.mean)))
+    if difference.half is None:
+        return f"{how} than {theirs}, by {size} points; with one seed there is no test of significance."
+    (clear,) = holm_significant([difference])
+    verdict = "significant" if clear else "not significant"
+    return f"{how} than {theirs}, by {size} points, which is {verdict} (t-test over {difference.seeds} seeds, 5 %)."
 
 
 def _client_sentence(sweep: SweepRun, method: str, other: str) -> str:
