@@ -16,6 +16,7 @@ from fedloom.cli.explain_command import explain
 from fedloom.cli.federation_commands import doctor, keys, server, site
 from fedloom.cli.follow_commands import live, watch
 from fedloom.cli.init_command import init
+from fedloom.cli.leaderboard_commands import leaderboard, reproduce
 from fedloom.cli.list_command import list_
 from fedloom.cli.models_command import models
 from fedloom.cli.options import (
@@ -222,6 +223,8 @@ app.command()(verify)
 app.command()(sweep)
 app.command()(plan)
 app.command()(runs)
+app.command()(leaderboard)
+app.command()(reproduce)
 app.command()(watch)
 app.command()(live)
 app.command()(init)

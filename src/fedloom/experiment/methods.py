@@ -14,7 +14,7 @@ from fedloom.config.validation_errors import unknown_name
 from fedloom.config.yaml_document import read_document
 from fedloom.system.errors import UserError
 
-_UNTRAINED = ("zero-shot", "linear")
+UNTRAINED = ("zero-shot", "linear")
 _ADDABLE: Mapping[str, tuple[str, ...]] = {
     "local": ("prompt", "rule", "stage", "answers"),
     "centralized": ("prompt", "rule", "answers"),
@@ -126,7 +126,7 @@ def parse_method(name: str, entries: Mapping[str, Entry] = ENTRIES) -> Method:
 
 def _require_fitting(name: str, base: str, parts: Sequence[str], entries: Mapping[str, Entry]) -> None:
     """Raise UserError if a part cannot be added to a baseline."""
-    if parts and base in _UNTRAINED:
+    if parts and base in UNTRAINED:
         raise UserError(f'"{name}": {base} trains no adapter, so nothing can be added to it')
     if base not in BASELINES:
         return
