@@ -39,7 +39,8 @@ RUN_BY_OTHERS = {
     "add-an-algorithm.md": "tests/test_docs.py",
     "tutorial.md": "test_the_tutorial_runs_as_it_stands, below",
     "tutorial-sites.md": "tests/test_docs.py",
-    "use-a-run.md": "tests/test_docs.py",
+    "use-a-run.md": "tests/test_use_a_run.py",
+    "own-loop.md": "tests/test_own_loop.py",
 }
 """Page → the test that runs its Python; that of all other pages runs here."""
 

@@ -16,7 +16,8 @@ Importing the package loads neither torch nor pydantic; they are loaded with the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from fedloom.runs.evaluate_run import Evaluation
     from fedloom.runs.finished_run import FinishedRun
     from fedloom.runs.finished_sweep import FinishedSweep
+    from fedloom.runs.own_loop import Clients
 
 __all__ = [
     "Experiment",
@@ -38,6 +40,7 @@ __all__ = [
     "evaluate",
     "load_experiment",
     "load_run",
+    "open_clients",
     "run",
     "sweep",
 ]
@@ -124,6 +127,29 @@ def load_run(folder: Path | str) -> FinishedRun:
 
     with user_errors():
         return load_run(folder)
+
+
+@contextmanager
+def open_clients(experiment: Experiment, method: str | None = None) -> Iterator[Clients]:
+    """Open the clients of an experiment for a training loop of your own, in a `with` block.
+
+    Args:
+        experiment: The experiment: data, scenario, model, strategy and training of clients.
+        method: The federated method whose local rule, prompts and server are used; None is the first one.
+
+    Yields:
+        The clients; see `fedloom.runs.own_loop.Clients`.
+
+    Raises:
+        UserError: The method is not federated, it has several stages, or the data or the model cannot be used.
+    """
+    from fedloom.runs.own_loop import open_clients
+    from fedloom.system.errors import user_errors
+
+    with ExitStack() as stack:
+        with user_errors():
+            clients = stack.enter_context(open_clients(experiment, method))
+        yield clients
 
 
 def sweep(

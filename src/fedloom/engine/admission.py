@@ -89,8 +89,14 @@ class Admission:
             self.bytes_up += _message_bytes(answer)
         self.refused.setdefault(answer.client, reason)
 
-    def admit(self, answers: Iterable[Answer], clock: Clock) -> Iterator[Update]:
-        """Yield the updates that are admitted."""
+    def admit(self, answers: Iterable[Answer], clock: Clock | None = None) -> Iterator[Update]:
+        """Yield the updates that are admitted.
+
+        Args:
+            answers: Updates and missing clients, in client-id order.
+            clock: Counts the time.
+        """
+        clock = clock or Clock()
         for update, reason in self.check(self._updates(answers)):
             if len(self._clients) < MAX_LISTED:
                 own = {"client": update.client, "weight": update.weight}

@@ -196,7 +196,7 @@ def run_rounds(runs: Sequence[Training], backend: Backend) -> list[TrainingState
         first = min(now[k].round for k in left)
         together = [k for k in left if now[k].round == first]
         clock, cohorts = Clock(), {k: draw_cohort(now[k].schedule, now[k].round) for k in together}
-        admissions = {k: _admission(now[k]) for k in together}
+        admissions = {k: admission_of(now[k]) for k in together}
         assignments = chain.from_iterable(
             map(admissions[k].count_sent, assignments_of(now[k], cohorts[k])) for k in together
         )
@@ -253,7 +253,8 @@ def _encode(params: Params, down: Part | None, codec: str) -> tuple[Params, byte
     return params if coded is None else params.with_flat(flat), coded
 
 
-def _admission(run: Training) -> Admission:
+def admission_of(run: Training) -> Admission:
+    """Return the admission of the updates of a training's next round."""
     params = run.algorithm.broadcast(run.training_state.state).params
     expected = UpdateBounds(
         run.algorithm,

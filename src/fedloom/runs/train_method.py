@@ -13,8 +13,9 @@ from fedloom.client.site import Profile, Question
 from fedloom.engine.checkpoints import last_of_stage, write_checkpoint
 from fedloom.engine.client_sampling import Schedule
 from fedloom.engine.rounds import Best, Training, TrainingState
+from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import ALONE, Method
-from fedloom.params import Part, intersection
+from fedloom.params import Layout, Part, intersection
 from fedloom.runs import evaluation
 from fedloom.runs.evaluation import answer_test
 from fedloom.runs.modality_slices import slices_of
@@ -82,8 +83,10 @@ def _training(
         params = algorithm.broadcast(before.state).params
         training_state = replace(before, state=algorithm.init(params), norms=(), missed=0)
     assert training_state is not None
-    profiles, budget = backend.describe(name), local.budget
-    down = None if parts.down.is_whole else parts.down
+    profiles = backend.describe(name)
+    down, up = sent_and_reported_parts(
+        context.experiment, context.tuned.layout, profiles, parts, local.budget
+    )
     return Training(
         name,
         algorithm,
@@ -95,9 +98,9 @@ def _training(
         _after_round(context, method, name, alone, number, folder, of),
         number,
         context.site.rounds_before(name, number),
-        lambda client: intersection(down, budget.down(client)),
-        _reported_parts(context, profiles, parts, budget),
-        budget.scale,
+        down,
+        up,
+        local.budget.scale,
         codecs_of(context.experiment, method),
     )
 
@@ -132,18 +135,24 @@ def last_state_of_stage(
     return last_of_stage(stages, number, context.tuned.layout, passed_over, check)
 
 
-def _reported_parts(
-    context: RunContext, profiles: Sequence[Profile], parts: Parts, budget: Budget
-) -> Callable[[int], Part | None]:
-    """Return a function from clients to the parts that they report.
+def sent_and_reported_parts(
+    experiment: Experiment, layout: Layout, profiles: Sequence[Profile], parts: Parts, budget: Budget
+) -> tuple[Callable[[int], Part | None], Callable[[int], Part | None]]:
+    """Return two functions from clients to the parts that they are sent and that they report; None is everything.
 
     With `aggregate.over: reporters` a client without images does not report the connector.
     """
+    down = None if parts.down.is_whole else parts.down
     up = None if parts.up.is_whole else parts.up
-    if context.experiment.aggregate.over == "cohort":
-        return lambda client: intersection(up, budget.up(client))
-    without = parts.up & part_named(context.tuned.layout, "connector").complement
-    return lambda client: intersection(up if profiles[client].images else without, budget.up(client))
+    without = up
+    if experiment.aggregate.over != "cohort":
+        without = parts.up & part_named(layout, "connector").complement
+    return (
+        lambda client: intersection(down, budget.down(client)),
+        lambda client: intersection(
+            up if without is up or profiles[client].images else without, budget.up(client)
+        ),
+    )
 
 
 def _after_round(

@@ -12,6 +12,7 @@ from fedloom.client.answer_questions import answer_examples, max_tokens_after, s
 from fedloom.client.site import Question
 from fedloom.data.python_images import python_image
 from fedloom.models.batches import generate
+from fedloom.params import Params
 from fedloom.runs.saved_models import SavedModels
 from fedloom.runs.site_setup import clause_of
 from fedloom.system.errors import UserError
@@ -61,6 +62,11 @@ class TrainedModel:
     def client(self) -> int | None:
         """The client whose own model it is, or None for the model of all."""
         return self.of.client
+
+    @property
+    def params(self) -> Params:
+        """Its trained values."""
+        return self.models.params(self.of)
 
     def ask(
         self,
@@ -113,7 +119,7 @@ class TrainedModel:
     def _live(self) -> Any:
         """Write this model's values into the shared base model, and return it."""
         tuned = self.models.context.tuned
-        tuned.write(self.models.params(self.of))
+        tuned.write(self.params)
         return tuned.vlm
 
 
