@@ -131,7 +131,7 @@ def predict(
         for name in experiment.methods
         if experiment.method(name).base == base
     ]
-    weights = weight_bytes(site.tuned.vlm, _precision(experiment))
+    weights = weight_bytes(site.tuned.vlm, _precision(experiment), experiment.model.quantize)
     program = resident_bytes()
     groups = _groups(site, trains[0]) if trains else {}
     classes = [
