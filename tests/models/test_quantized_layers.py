@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from fedloom.tuning.strategies import Full, LoRA, Stage, stage
 
 from .conversations import TARGETS, talks
 
-FAST = ("llava", "qwen2_5_vl", "gemma3")
 PRECISIONS = ("float32", "bfloat16")
 
 try:
@@ -42,13 +42,16 @@ needs_library = pytest.mark.skipif(bitsandbytes is None, reason="bitsandbytes is
 
 
 def families() -> list[Any]:
-    return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(FAMILIES)]
+    """Return family, format and precision: every pair of the latter for one family, and one pair for two more."""
+    often = {("llava", kind, precision) for kind in KINDS for precision in PRECISIONS}
+    often |= {("qwen2_5_vl", "nf4", "bfloat16"), ("gemma3", "int8", "float32")}
+    every = [(name, *pair) for name in sorted(FAMILIES) for pair in product(KINDS, PRECISIONS)]
+    return [pytest.param(*one, marks=() if one in often else pytest.mark.slow) for one in every]
 
 
 def layer_of(kind: str, outputs: int = 48, inputs: int = 80, bias: bool = True) -> tuple[nn.Linear, Any]:
-    generator = torch_stream(0, "weights")
     plain = nn.Linear(inputs, outputs, bias=bias)
-    plain.weight.data = torch.randn(outputs, inputs, generator=generator)
+    plain.weight.data = torch.randn(outputs, inputs, generator=torch_stream(0, "weights"))
     plain.weight.data[3] = 0  # a row without values has no largest one to divide by
     return plain, KINDS[kind](plain.weight.data, None if plain.bias is None else plain.bias.data)
 
@@ -56,21 +59,30 @@ def layer_of(kind: str, outputs: int = 48, inputs: int = 80, bias: bool = True) 
 @needs_library
 def test_int8_is_the_nearest_of_255_steps_of_each_output() -> None:
     plain, layer = layer_of("int8")
+    # Half a step, and what float16, from which bitsandbytes rounds, loses of 127 steps.
     step = plain.weight.abs().amax(1, keepdim=True) / 127
-    assert ((layer.values(torch.float32) - plain.weight).abs() <= 0.501 * step).all()
+    assert ((layer.values(torch.float32) - plain.weight).abs() <= 0.54 * step).all()
     assert not layer.values(torch.float32)[3].any()
 
 
 @needs_library
 def test_nf4_is_what_bitsandbytes_stores() -> None:
-    plain, layer = layer_of("nf4")
-    theirs = bitsandbytes.nn.Linear4bit(80, 48, quant_type="nf4", compress_statistics=True)  # type: ignore[union-attr]
+    plain, layer = layer_of("nf4", 48, 128)
+    theirs = bitsandbytes.nn.Linear4bit(128, 48, quant_type="nf4", compress_statistics=True)  # type: ignore[union-attr]
     theirs.load_state_dict(plain.state_dict())
     theirs = theirs.to("cpu")
-    x = torch.randn(5, 80, generator=torch_stream(0, "x"))
+    x = torch.randn(5, 128, generator=torch_stream(0, "x"))
     torch.testing.assert_close(layer(x), theirs(x))
-    error = (layer.values(torch.float32) - plain.weight).norm() / plain.weight.norm()
-    assert 0.05 < error < 0.12  # 9 % for normal values
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [(48, 128), (48, 80), (7, 9), (1, 64)])
+def test_nf4_is_near_the_weights_whatever_their_shape(shape: tuple[int, int]) -> None:
+    """The 16 values of NF4 are those that divide normal values evenly; their error is 9 % then."""
+    weight = torch.randn(shape, generator=torch_stream(0, "weights"))
+    values = KINDS["nf4"](weight, None).values(torch.float32)
+    assert values.shape == shape
+    assert 0.05 < (values - weight).norm() / weight.norm() < 0.13
 
 
 @needs_library
@@ -123,9 +135,7 @@ def gradient(vlm: Vlm) -> torch.Tensor:
 
 
 @needs_library
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize(("name", "kind", "precision"), families())
 def test_a_quantized_decoder_trains_scores_and_generates_as_the_values_it_stores(
     name: str, kind: str, precision: str, saved: Callable[[str], Path]
 ) -> None:
@@ -143,7 +153,9 @@ def test_a_quantized_decoder_trains_scores_and_generates_as_the_values_it_stores
     assert generate(vlm, talks(vlm), max_tokens=3) == generate(plain, talks(plain), max_tokens=3)
     mine, theirs = gradient(vlm), gradient(plain)
     assert torch.isfinite(mine).all() and mine.any()
-    assert torch.cosine_similarity(mine.flatten(), theirs.flatten(), dim=0) > 0.999
+    # In bfloat16 the plain model's fused layers round at other places.
+    alike = 0.9999 if precision == "float32" else 0.98
+    assert torch.cosine_similarity(mine.flatten(), theirs.flatten(), dim=0) > alike
 
 
 @needs_library

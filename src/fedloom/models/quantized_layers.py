@@ -81,11 +81,16 @@ class Int8Linear(QuantizedLinear):
 
 
 class Nf4Linear(QuantizedLinear):
-    """A linear layer whose weight is NF4 (Dettmers et al., arXiv 2305.14314), with scales that are quantized too."""
+    """A linear layer whose weight is NF4 (Dettmers et al., arXiv 2305.14314), with scales that are quantized too.
+
+    The weight is stored as one row of whole blocks, because bitsandbytes' kernels for processors (0.50.2) read other values than
+    they wrote where a row of the weight ends within a block.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        row = F.pad(weight.flatten(), (0, -weight.numel() % BLOCK))[None]
         packed, state = library().functional.quantize_4bit(
-            weight.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
+            row, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
         )
         super().__init__(packed, weight.shape, bias)
         self.scales: Tensor
@@ -101,11 +106,12 @@ class Nf4Linear(QuantizedLinear):
         """Return the weight that the stored bits stand for, shape [O, I]."""
         form = library().functional
         outer = form.QuantState(self.scale_of_scales, code=self.steps, blocksize=SCALES, dtype=torch.float32)
-        shape = torch.Size((self.out_features, self.in_features))
         state = form.QuantState(
-            self.scales, shape, blocksize=BLOCK, quant_type="nf4", dtype=dtype, offset=self.middle, state2=outer
+            self.scales, torch.Size((1, 2 * self.weight.numel())), blocksize=BLOCK, quant_type="nf4", dtype=dtype,
+            offset=self.middle, state2=outer,
         )  # fmt: skip
-        return form.dequantize_4bit(self.weight, state)
+        values = form.dequantize_4bit(self.weight, state).flatten()
+        return values[: self.out_features * self.in_features].view(self.out_features, self.in_features)
 
 
 KINDS: dict[str, type[Int8Linear | Nf4Linear]] = {"nf4": Nf4Linear, "int8": Int8Linear}
@@ -156,7 +162,7 @@ def quantized_bytes(kind: str, inputs: int, outputs: int) -> int:
     if kind == "int8":
         return outputs * (inputs + 4)
     scales = -(-inputs * outputs // BLOCK)
-    return -(-inputs * outputs // 2) + scales + 4 * -(-scales // SCALES) + 4 * (SCALES + 1)
+    return scales * BLOCK // 2 + scales + 4 * -(-scales // SCALES) + 4 * (SCALES + 1)
 
 
 def library() -> Any:
