@@ -38,6 +38,7 @@ DOORS = {
     "PIL": {"data"},
     "transformers": {"models", "runs"},
     "gguf": {"models"},
+    "bitsandbytes": {"models"},
     "tokenizers": {"models"},
     "peft": {"tuning"},
     "sklearn": {"tasks"},

@@ -217,6 +217,11 @@ class Model(Section):
         description="Precision of the frozen language model, while adapters are always float32; auto is float32 on "
         "processors, and on cards bfloat16, or float16 where a card lacks it.",
     )
+    quantize: Literal["nf4", "int8"] | None = Field(
+        default=None,
+        description="Format of the weights of the frozen decoder's linear layers: nf4 takes about 4 bits a weight and int8 8; "
+        "null keeps those of precision. Needs the extra quantized.",
+    )
     threads: Count | None = Field(
         default=None, description="Number of CPU threads; null leaves the choice to torch."
     )

@@ -19,6 +19,7 @@ from fedloom.client.local_job import Job
 from fedloom.engine.in_process import WINDOW
 from fedloom.models.batches import answer_losses, collate
 from fedloom.models.last_layer import layers_of
+from fedloom.models.linear_layers import weight_count
 from fedloom.system.processes import can_fork
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.dropout import adapter_dropout
@@ -143,7 +144,7 @@ def _first_examples(job: Job) -> list[Conversation]:
 def _multiplications(tuned: Tuned, job: Job) -> int:
     """Count the multiplications of a forward pass through the decoder's layers over one of a client's batches."""
     batch = collate(tuned.vlm, [_first_examples(job)])
-    weights = sum(value.numel() for layer in layers_of(tuned.vlm) for value in layer.parameters())
+    weights = sum(map(weight_count, layers_of(tuned.vlm)))
     return weights * sum(batch.lengths)
 
 

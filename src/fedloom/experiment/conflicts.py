@@ -260,6 +260,9 @@ def compile_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
     """Yield settings that are incompatible with compiled layers."""
     if not experiment.engine.compile:
         return
+    if (quantize := experiment.model.quantize) is not None:
+        message = f"model.quantize is {quantize}, but engine.compile is true, and quantized layers cannot be compiled; leave one out"
+        yield Conflict(("model", "quantize"), message, (("engine", "compile"),))
     workers, dropout, where = experiment.engine.workers, experiment.strategy.dropout, (("engine", "compile"),)
     if workers not in ("auto", 1):
         message = (

@@ -39,6 +39,7 @@ LATER = {
     "aggregate": ("over",),
     "communication": ("up", "down", "feedback"),
     "train": ("micro_batch", "repeat"),
+    "model": ("quantize",),
 }
 """Keys, by section, that experiments of version 0.1 did not have."""
 

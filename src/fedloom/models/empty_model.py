@@ -24,6 +24,7 @@ from fedloom.models.family_table import FAMILIES
 from fedloom.models.hub import Source
 from fedloom.models.load_model import Vlm
 from fedloom.models.processor import Processor
+from fedloom.models.quantized_layers import quantized_bytes, quantized_names
 from fedloom.system.errors import UserError
 from fedloom.types import LazyImage
 
@@ -110,8 +111,13 @@ def _assembled(encoder: str, llm: str, network: bool) -> Vlm:
     return Vlm(f"{encoder} + {llm}", model, processor, family, "")
 
 
-def weight_bytes(vlm: Vlm, precision: str) -> dict[str, int]:
+def weight_bytes(vlm: Vlm, precision: str, quantize: str | None = None) -> dict[str, int]:
     """Return the bytes of each part's weights as a run loads them: the language model in a precision, the rest in float32.
+
+    Args:
+        vlm: The model, whose values are not used.
+        precision: A value of `model.precision` other than auto.
+        quantize: The value of `model.quantize`.
 
     Example:
         >>> from fedloom.config.schema import Model
@@ -120,10 +126,15 @@ def weight_bytes(vlm: Vlm, precision: str) -> dict[str, int]:
     """
     shapes = {name: value.numel() for name, value in vlm.model.named_parameters()}
     width = getattr(torch, precision).itemsize
-    return {
+    sizes = {
         part: sum(shapes[name] for name in names) * (width if part == "llm" else 4)
         for part, names in vlm.family.parts.split(shapes).items()
     }
+    for name in quantized_names(vlm.model, vlm.family.parts) if quantize else ():
+        layer = vlm.model.get_submodule(name)
+        sizes["llm"] += quantized_bytes(quantize, layer.in_features, layer.out_features)
+        sizes["llm"] -= layer.weight.numel() * width
+    return sizes
 
 
 def learn_grids(vlm: Vlm, images: list[LazyImage]) -> None:

@@ -26,3 +26,13 @@ def plain_weight(module: nn.Module) -> Tensor | None:
     if shape is None or not weight.is_floating_point() or weight.numel() != shape[0] * shape[1]:
         return None
     return weight if isinstance(module, nn.Linear) else weight.mT
+
+
+def weight_count(module: nn.Module) -> int:
+    """Return the number of values of a module's parameters; a quantized weight counts by the values that it stands for."""
+    count = 0
+    for part in module.modules():
+        shape = linear_shape(part)
+        for name, value in part.named_parameters(recurse=False):
+            count += value.numel() if shape is None or name != "weight" else shape[0] * shape[1]
+    return count

@@ -31,6 +31,7 @@ from fedloom.models.hub import Source
 from fedloom.models.memory_cache import Memo
 from fedloom.models.precision import device_of, precision_of
 from fedloom.models.processor import Processor
+from fedloom.models.quantized_layers import QuantizedLinear, quantize_decoder
 from fedloom.system.errors import UserError
 from fedloom.system.garbage_collection import without_garbage_collection
 from fedloom.types import LazyImage
@@ -261,7 +262,7 @@ def _widen(model: nn.Module, family: Family) -> None:
             parameter.data = parameter.data.float()
 
 
-def move_model(vlm: Vlm, device: str, precision: str) -> Vlm:
+def move_model(vlm: Vlm, device: str, precision: str, quantize: str | None = None) -> Vlm:
     """Move a model to a device and convert its language model to a precision, in place.
 
     Weights are converted and moved one by one, so there is never a second copy of a part. Buffers that the model computes,
@@ -271,14 +272,20 @@ def move_model(vlm: Vlm, device: str, precision: str) -> Vlm:
         vlm: The model.
         device: As `model.device`: "cpu", "cuda", or "auto" for cuda if there is one.
         precision: As `model.precision`; see `fedloom.models.precision`. Encoder and connector stay in float32.
+        quantize: As `model.quantize`: "nf4" or "int8" for quantized linear layers of the decoder, or None.
 
     Raises:
-        UserError: There is no such device here.
+        UserError: There is no such device here, or bitsandbytes, which quantizes, is not installed.
     """
     device = device_of(device)
-    dtype, stored = getattr(torch, precision_of(precision, device)), vlm.model.state_dict(keep_vars=True)
+    dtype = getattr(torch, precision_of(precision, device))
+    if quantize is not None:
+        quantize_decoder(vlm.model, vlm.family.parts, quantize, device, dtype)
+    stored = vlm.model.state_dict(keep_vars=True)
+    kept = {f"{name}." for name, module in vlm.model.named_modules() if isinstance(module, QuantizedLinear)}
     for name in vlm.family.parts.split(stored)["llm"]:
-        if (value := stored[name]).is_floating_point():
+        # What belongs to a quantized layer has its data type already.
+        if (value := stored[name]).is_floating_point() and name[: name.rfind(".") + 1] not in kept:
             value.data = value.data.to(dtype)
     if device != "cpu":
         vlm.model.to(device)

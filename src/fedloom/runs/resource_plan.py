@@ -139,7 +139,7 @@ def predict(
         for name in experiment.methods
         if experiment.method(name).base == base
     ]
-    weights = weight_bytes(site.tuned.vlm, _precision(experiment))
+    weights = weight_bytes(site.tuned.vlm, _precision(experiment), experiment.model.quantize)
     groups = _groups(site, trains[0]) if trains else {}
     classes = [
         _client_class(experiment, site, trains[0], federated, members, key, weights, speed)

@@ -294,7 +294,8 @@ def loaded_model(experiment: Experiment, models: Models) -> Vlm:
     settings, engine = experiment.model, experiment.engine
 
     def load() -> Vlm:
-        return move_model(load_base(settings, experiment.families), settings.device, settings.precision)
+        base = load_base(settings, experiment.families)
+        return move_model(base, settings.device, settings.precision, settings.quantize)
 
     # The key includes the content of files, which may have changed since another experiment loaded them.
     code = "".join(family_code(experiment).values())

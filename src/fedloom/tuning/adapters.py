@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedloom.models.linear_layers import linear_shape
 from fedloom.models.load_model import Vlm
+from fedloom.models.quantized_layers import QuantizedLinear
 from fedloom.params import Layout, Params
 from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError
@@ -260,6 +261,11 @@ def trained_shapes(vlm: Vlm, stage: Stage) -> tuple[dict[str, tuple[int, ...]], 
         else:
             for name in vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())[part]:
                 module, _, attribute = name.rpartition(".")
+                if isinstance(vlm.model.get_submodule(module), QuantizedLinear):
+                    raise UserError(
+                        f"model.quantize: quantized weights cannot be trained in full ({name}); train adapters of the {part}, "
+                        "or leave model.quantize out"
+                    )
                 shapes[f"{part}/{name}"] = tuple(vlm.model.get_parameter(name).shape)
                 spots[f"{part}/{name}"] = Spot(module, attribute)
     return shapes, spots

@@ -183,7 +183,7 @@ def merge_adapters(tuned: Tuned, params: Params) -> None:
     """
     if any(plain_weight(layer.base) is None for layer in tuned.adapters.values()):
         raise UserError(
-            "adapters cannot be merged into quantized layers; export the adapter without --merged"
+            "adapters cannot be merged into quantized layers (model.quantize); export the adapter without --merged"
         )
     tuned.write(params)
     for layer in tuned.adapters.values():
