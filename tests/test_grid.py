@@ -242,8 +242,9 @@ def test_every_bundled_grid_is_valid_in_both_forms(name: str) -> None:
     full, quick = load_grid(name, ROOT), load_grid(name, ROOT, quick=True)
     assert len(quick.cells) < len(full.cells)
     assert full.name == quick.name == name.replace("/", "-")
-    development = name == "personalization-emoji"  # on its seeds settings are chosen, so results use others
-    assert full.axes["seed"] == ((100, 101, 102, 103) if development else (0, 1, 2))
+    seeds = full.axes["seed"]  # settings are chosen on other seeds
+    assert len(seeds) >= 3
+    assert seeds == tuple(range(len(seeds)))
     assert len(quick.axes["seed"]) == 1
     first = recipes()[name].read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
