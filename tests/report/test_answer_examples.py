@@ -22,7 +22,7 @@ from fedloom.report.answer_examples import (
 from fedloom.report.answers_page import render_answers
 from fedloom.report.run_results import read_run
 from fedloom.tasks.predictions import Prediction
-from fedloom.types import Example
+from fedloom.types import Example, Turn
 
 COLUMNS = Columns("zero-shot", "local", "fedavg", None)
 OPTIONS = ("cat", "dog")
@@ -151,3 +151,52 @@ def test_an_example_that_is_not_the_one_that_was_answered_is_not_shown(run_folde
     markup = page(run_folder, changed)
     assert "Another question" not in markup and "<img" not in markup
     assert "1 example is shown without question and image" in markup
+
+
+class Noise:
+    """An image that hardly compresses."""
+
+    key = "noise"
+
+    def pixels(self):
+        return np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+
+
+def test_the_largest_page_is_small(run_folder):
+    """Ten clients, three slices, long texts of four bytes a letter, two images of noise, and many long options."""
+    long, options = "\N{GRINNING FACE}" * 5000, tuple(f"{k}" + "\N{GRINNING FACE}" * 500 for k in range(9))
+    names, right = range(12), {"zero-shot": "000000111111", "local": "000000111111", "fedavg": "111111000000"}
+
+    def answered(method, client, part):
+        return [
+            replace(
+                row, expected=options[0], options=options, scores=(1 / 9,) * 9, answer=options[1], reply=long
+            )
+            for row in rows(method, client, right[method], part)
+        ]
+
+    clients = list(range(MOST_CLIENTS))
+    answers = [row for part in ("both", "image", "text") for row in answered("zero-shot", None, part)]
+    answers += [row for k in clients for row in answered("local", k, "both")]
+    answers += [row for part in ("both", "image", "text") for row in answered("fedavg", None, part)]
+    found = comparisons_of(read_right(answers, COLUMNS), COLUMNS, [{"both": 1}] * len(clients))
+    assert sum(len(one.shown) for one in found) == (3 + 10) * 2 * SHOWN
+    noise = (Noise(), Noise())
+    examples = {
+        f"e{k}": Example(
+            f"e{k}",
+            long,
+            options[0],
+            noise[0],
+            long,
+            0,
+            None,
+            options,
+            turns=(Turn(long, options[0], noise),),
+        )
+        for k in names
+    }
+    folder = run_folder(methods=["zero-shot", "local", "fedavg"])
+    shown = read_shown(answers, COLUMNS, found)
+    page = render_answers(read_run(folder), COLUMNS, found, shown, examples, "report.html")
+    assert page.count("<img") == (2 + 10) * 2 * SHOWN * 2 and len(page.encode()) < 2_500_000

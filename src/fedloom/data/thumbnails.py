@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-SIDE, MOST = 176, 12_000
+SIDE, MOST = 176, 7_000
 QUALITIES = (85, 70, 50, 30)
 
 

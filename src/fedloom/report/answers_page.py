@@ -21,6 +21,7 @@ from fedloom.tasks.predictions import Prediction
 from fedloom.types import Example, LazyImage
 
 MOST_LETTERS = 600  # of a text or a question
+MOST_IN_CELL = 120  # letters of an answer or an option
 MOST_OPTIONS = 5
 MOST_IMAGES = 2  # of an example
 
@@ -135,7 +136,7 @@ def _card(
         "text": _short(example.text) if example and example.text and sees_text else "",
         "images": [uri for uri in uris if uri],
         "unreadable": any(uri is None for uri in uris),
-        "expected": _short(first.expected),
+        "expected": _short(first.expected, MOST_IN_CELL),
         "heads": [head for head, _ in sides],
         "answers": [_answer(rows) for _, rows in sides],
         **_options(first, [rows for _, rows in sides]),
@@ -167,7 +168,7 @@ def _answer(rows: Sequence[Prediction]) -> Cell:
     row = rows[0]
     written = row.reply if row.answer is None else row.answer
     text = ", ".join(f"{value:g}" for value in written) if isinstance(written, tuple) else str(written or "")
-    return Cell(_short(text) or "no answer", row.correct)
+    return Cell(_short(text, MOST_IN_CELL) or "no answer", row.correct)
 
 
 def _options(first: Prediction, sides: Sequence[Sequence[Prediction]]) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def _options(first: Prediction, sides: Sequence[Sequence[Prediction]]) -> dict[s
     kept = sorted(order[:MOST_OPTIONS])
     rows = [
         (
-            _short(first.options[k]),
+            _short(first.options[k], MOST_IN_CELL),
             first.options[k] == first.expected,
             [
                 Cell(MISSING) if column is None else Cell(f"{percent(column[k], 0)}%", share=column[k])
@@ -202,8 +203,8 @@ def _options(first: Prediction, sides: Sequence[Sequence[Prediction]]) -> dict[s
     return {"options": rows, "more": count - len(kept)}
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS].rstrip()} …"
+def _short(text: str, most: int = MOST_LETTERS) -> str:
+    return text if len(text) <= most else f"{text[:most].rstrip()} …"
 
 
 def _uri(image: LazyImage) -> str | None:

@@ -29,8 +29,9 @@ def predicted_table(run: Run) -> Table | None:
     ]
     shown = tuple(row for row in rows if row[1] != MISSING or row[2] != MISSING)
     note = (
-        "Predicted at the start of the run from shapes, examples and the speed of a matrix product, as `fedloom plan` does; the "
-        "predicted wall time leaves out the loading of libraries, data and model. Peak memory is that of the main process."
+        "Predicted at the start of the run from shapes, examples and the speed of a matrix product, as the command fedloom plan "
+        "does. The predicted wall time leaves out the loading of libraries, data and model, and counts features of images that the "
+        "cache holds. Peak memory is that of the main process."
     )
     if len(run.of_kind("start")) > 1:
         note += " The run was resumed: measured wall time and peak memory are those of its last part."
