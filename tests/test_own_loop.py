@@ -91,14 +91,14 @@ def test_the_caller_chooses_clients_and_a_round_can_be_repeated(tiny_model: Path
 
 
 def test_clients_with_models_of_their_own_are_evaluated_with_them(tiny_model: Path, tmp_path: Path) -> None:
-    given = value(tiny_model, "ditto")
+    given = value(tiny_model, "fedavg+ditto")
     with fedloom.open_clients(given) as clients:
         state = looped(clients)
         memory = dict.fromkeys(range(3), clients.rounds - 1)
         own = [clients.evaluate(state.params, client=client, memory=memory) for client in range(3)]
     run = fedloom.run(given, tmp_path / "run", quiet=True)
     for client, scores in enumerate(own):
-        rows = run.predictions.where(method="ditto", client=client, slice="both")
+        rows = run.predictions.where(method="fedavg+ditto", client=client, slice="both")
         assert scores["accuracy"] == pytest.approx(sum(bool(row.correct) for row in rows) / len(rows))
 
 
