@@ -116,7 +116,7 @@ def run(
         progress.close()
 
 
-def load_run(folder: Path | str, plugins: Sequence[Plugins | Path | str] = ()) -> FinishedRun:
+def load_run(folder: Path | str, plugins: Sequence[Plugins | str] = ()) -> FinishedRun:
     """Load a finished run.
 
     Args:
