@@ -1,4 +1,4 @@
-"""Write the pages of the docs site to build/docs, from docs/ and the pages that stand elsewhere in the repository.
+"""Write the pages of the docs site to build/docs, from docs/, its notebooks and the pages that stand elsewhere in the repository.
 
 Links between pages work in the repository as they are. On the site, all pages stand in one folder, so links that leave
 docs/ are rewritten here, and other files that pages link to are copied.
@@ -8,6 +8,7 @@ Run it with `python scripts/stage_docs.py`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -37,7 +38,8 @@ def place_of(path: PurePosixPath) -> PurePosixPath:
     if str(path) in ELSEWHERE:
         return PurePosixPath(ELSEWHERE[str(path)])
     if path.is_relative_to("docs"):
-        return path.relative_to("docs")
+        inside = path.relative_to("docs")
+        return inside.with_suffix(".md") if inside.suffix == ".ipynb" else inside
     raise ValueError(f"{path} is not on the site; add it to ELSEWHERE in scripts/stage_docs.py")
 
 
@@ -63,6 +65,14 @@ def rewrite(text: str, page: PurePosixPath) -> str:
     return re.sub(r"^(```\w+) notest.*$", r"\1", LINK.sub(link, text), flags=re.MULTILINE)
 
 
+def notebook_page(text: str, page: PurePosixPath) -> str:
+    """Return a notebook as a page: its texts, and its cells of code as blocks."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+    shown = [source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in cells]
+    note = f"This page is the notebook `{page}` of the repository, without its output."
+    return "\n\n".join([shown[0], note, *shown[1:]]) + "\n"
+
+
 def pages() -> list[PurePosixPath]:
     """Return the paths of all files of the site in the repository."""
     docs = [path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*") if path.is_file()]
@@ -75,8 +85,10 @@ def stage(folder: Path = STAGE) -> None:
     for page in pages():
         there = folder / place_of(page)
         there.parent.mkdir(parents=True, exist_ok=True)
-        if page.suffix == ".md":
-            there.write_text(rewrite((ROOT / page).read_text(encoding="utf-8"), page), encoding="utf-8")
+        text = (ROOT / page).read_text(encoding="utf-8") if page.suffix in (".md", ".ipynb") else None
+        if text is not None:
+            shown = notebook_page(text, page) if page.suffix == ".ipynb" else text
+            there.write_text(rewrite(shown, page), encoding="utf-8")
         else:
             shutil.copyfile(ROOT / page, there)
 

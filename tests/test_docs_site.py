@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -39,8 +40,20 @@ def leaves(nav: Any) -> Iterator[str]:
 
 def test_every_page_has_one_place_in_the_navigation() -> None:
     listed = list(leaves(yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["nav"]))
-    pages = [str(stage_docs.place_of(page)) for page in stage_docs.pages() if page.suffix == ".md"]
+    pages = [
+        str(stage_docs.place_of(page)) for page in stage_docs.pages() if page.suffix in (".md", ".ipynb")
+    ]
     assert sorted(listed) == sorted(pages), "add the page to nav in mkdocs.yml"
+
+
+def test_notebooks_become_pages() -> None:
+    cells = [("markdown", ["# One\n", "two"]), ("code", ["x = 1\n", "x"]), ("markdown", ["three"])]
+    notebook = {"cells": [{"cell_type": kind, "source": source} for kind, source in cells]}
+    page = stage_docs.notebook_page(json.dumps(notebook), PurePosixPath("docs/notebooks/one.ipynb"))
+    head, note, *rest = page.split("\n\n")
+    assert head == "# One\ntwo" and "docs/notebooks/one.ipynb" in note
+    assert "\n\n".join(rest) == "```python\nx = 1\nx\n```\n\nthree\n"
+    assert stage_docs.place_of(PurePosixPath("docs/notebooks/one.ipynb")) == PurePosixPath("notebooks/one.md")
 
 
 def test_every_decision_is_listed() -> None:

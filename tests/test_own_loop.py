@@ -12,6 +12,7 @@ from tests.e2e.test_runs import experiment
 
 import fedloom
 from fedloom.algorithms.algorithm import ServerState
+from fedloom.algorithms.fedavg import fedavg
 from fedloom.experiment.experiment import Experiment
 from fedloom.runs.own_loop import Clients
 from fedloom.system.errors import UserError
@@ -91,14 +92,14 @@ def test_the_caller_chooses_clients_and_a_round_can_be_repeated(tiny_model: Path
 
 
 def test_clients_with_models_of_their_own_are_evaluated_with_them(tiny_model: Path, tmp_path: Path) -> None:
-    given = value(tiny_model, "ditto")
+    given = value(tiny_model, "fedavg+ditto")
     with fedloom.open_clients(given) as clients:
         state = looped(clients)
         memory = dict.fromkeys(range(3), clients.rounds - 1)
         own = [clients.evaluate(state.params, client=client, memory=memory) for client in range(3)]
     run = fedloom.run(given, tmp_path / "run", quiet=True)
     for client, scores in enumerate(own):
-        rows = run.predictions.where(method="ditto", client=client, slice="both")
+        rows = run.predictions.where(method="fedavg+ditto", client=client, slice="both")
         assert scores["accuracy"] == pytest.approx(sum(bool(row.correct) for row in rows) / len(rows))
 
 
@@ -129,3 +130,19 @@ def test_the_page_runs_block_by_block(tmp_path: Path, monkeypatch: pytest.Monkey
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, PAGE.name, "exec"), names)
+
+
+def test_the_models_of_a_run_with_an_algorithm_from_python_can_be_asked(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Its code is in no file, so the run keeps the value; `load_run` is given it again."""
+    mine = fedloom.Plugins.of(algorithms={"half": lambda: fedavg(lr=0.5)})
+    given = value(tiny_model, "fedavg").model_dump(mode="json") | {"methods": ["half"]}
+    run = fedloom.run(fedloom.Experiment(**given | {"plugins": [mine]}), tmp_path / "run", quiet=True)
+    loaded = fedloom.load_run(tmp_path / "run", [mine])
+    answers = [one.ask(text="a cat", question="Which?", options=["a", "b"]) for one in (run, loaded)]
+    assert answers[0] == answers[1] and answers[0].method == "half"
+    metrics = {"one": lambda example, answer: 1.0}
+    assert fedloom.evaluate(run, metrics=metrics).scores.where(metric="one")[0].value == 1
+    with pytest.raises(UserError, match="which no file holds"):
+        fedloom.load_run(tmp_path / "run").model()

@@ -107,7 +107,7 @@ def run(
             names = () if is_finished(folder) else track
             with open_trackers(names, folder, tracked_settings(experiment)) as followers:
                 result = run_experiment(experiment, folder, progress, followers=followers, callbacks=events)
-            return FinishedRun(folder, result)
+            return FinishedRun(folder, result, tuple(experiment.plugins))
     except Exception:
         if events.raised is not None:
             raise events.raised  # noqa: B904
@@ -116,8 +116,12 @@ def run(
         progress.close()
 
 
-def load_run(folder: Path | str) -> FinishedRun:
+def load_run(folder: Path | str, plugins: Sequence[Plugins | str] = ()) -> FinishedRun:
     """Load a finished run.
+
+    Args:
+        folder: The run folder.
+        plugins: Plug-ins that were given as Python values, or new paths of plug-ins; needed only for models and data.
 
     Raises:
         UserError: The folder holds no finished run, or a file of it is damaged.
@@ -126,7 +130,7 @@ def load_run(folder: Path | str) -> FinishedRun:
     from fedloom.system.errors import user_errors
 
     with user_errors():
-        return load_run(folder)
+        return load_run(folder, plugins)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def evaluate(
         raise UserError(f"methods: expected a list of names, such as [{methods!r}]")
     if data is None:
         return _from_predictions(run, methods, client, own, changes)
-    models = open_models(run.folder, changes)
+    models = open_models(run.folder, changes, run.plugins)
     loaded = checked_data(models.experiment, models.context.vlm, examples_of(data), complete=False)
     examples, skipped = loaded.data.examples, tuple(map(str, loaded.data.rejected))
     if not examples:
@@ -105,7 +105,7 @@ def _from_predictions(
     changes: Sequence[str],
 ) -> Evaluation:
     """Score what the models of a run answered, without answering again."""
-    experiment, manifest = experiment_to_resume(run.folder, changes), read_manifest(run.folder)
+    experiment, manifest = experiment_to_resume(run.folder, changes, run.plugins), read_manifest(run.folder)
     test = {
         example.id: example for example in unchanged_test_set(run.folder, load_run_data(experiment), manifest)
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedloom.report.run_results import Run, at, number, read_run
-from fedloom.runs.run_folder import REPORT, is_finished
+from fedloom.runs.run_folder import REPORT, Plugged, is_finished
 from fedloom.runs.typed_table import Table
 from fedloom.runs.write_pages import write_pages
 from fedloom.system.errors import UserError
@@ -115,7 +115,13 @@ class ResultFolder(Mapping[str, Any]):
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun(ResultFolder):
-    """A finished run."""
+    """A finished run.
+
+    Attributes:
+        plugins: Its plug-ins as Python values, or their present paths; empty for the paths of the experiment.
+    """
+
+    plugins: Plugged = ()
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -190,14 +196,18 @@ class FinishedRun(ResultFolder):
     def _models(self) -> SavedModels:
         from fedloom.runs.saved_models import open_models
 
-        return open_models(self.folder)
+        return open_models(self.folder, (), self.plugins)
 
     def __repr__(self) -> str:
         return f"FinishedRun({str(self.folder)!r}: {', '.join(self.result.get('scores', ()))})"
 
 
-def load_run(folder: Path | str) -> FinishedRun:
+def load_run(folder: Path | str, plugins: Plugged = ()) -> FinishedRun:
     """Load a finished run.
+
+    Args:
+        folder: The run folder.
+        plugins: See `FinishedRun`.
 
     Raises:
         UserError: The folder holds no finished run, or a file of it is damaged.
@@ -209,7 +219,7 @@ def load_run(folder: Path | str) -> FinishedRun:
         raise UserError(
             f"{folder} holds a run that is not finished; continue it with `fedloom resume {folder}`"
         )
-    return FinishedRun(folder, read_run(folder).result)
+    return FinishedRun(folder, read_run(folder).result, tuple(plugins))
 
 
 def scores_of(method: str, part: str, scores: Mapping[str, Any]) -> Iterator[Score]:

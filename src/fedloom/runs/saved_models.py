@@ -14,7 +14,7 @@ from fedloom.experiment.methods import Method
 from fedloom.params import Params
 from fedloom.run_log import RunLog
 from fedloom.runs.run_context import RunContext
-from fedloom.runs.run_folder import METHODS, PLAN, RECORD, experiment_to_resume, is_finished
+from fedloom.runs.run_folder import METHODS, PLAN, RECORD, Plugged, experiment_to_resume, is_finished
 from fedloom.runs.run_setup import loaded_model, models_digest, stages_of
 from fedloom.runs.site_setup import make_site
 from fedloom.runs.train_method import last_state_of_stage, reported_models
@@ -120,13 +120,13 @@ class SavedModels:
         return list(self._models(self.experiment.method(method), method, None))
 
 
-def open_models(folder: Path, changes: Sequence[str] = (), plugins: Sequence[str] = ()) -> SavedModels:
+def open_models(folder: Path, changes: Sequence[str] = (), plugins: Plugged = ()) -> SavedModels:
     """Load the base model of a finished run, into which its trained values can be written.
 
     Args:
         folder: The run folder.
         changes: Current places of data and models, such as `model.path=NEW`.
-        plugins: Current paths of the run's plug-ins.
+        plugins: Current paths of the run's plug-ins, or the values themselves.
 
     Raises:
         UserError: The folder holds no finished run, or the base model is another one than that of the run.
