@@ -264,3 +264,53 @@ def test_the_page_lists_every_published_data_set_with_its_variants():
     assert set(rows) == set(SOURCES)
     for name, row in rows.items():
         assert re.findall("`([^`]*)`", row.split("|")[3]) == list(DATASETS[name].variants)
+
+
+NOTICE = Path(__file__).parents[2] / "NOTICE"
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_licenses_of_bundled_data_are_those_of_the_notice(name):
+    report = check(name, None)
+    assert "NOTICE" in report.license
+    named = {"SIL Open Font License", "Unicode License", "CC BY 4.0", "MIT"}
+    files = [part for part in NOTICE.read_text().split("\n\nsrc/") if f"data/files/{name}.zip" in part]
+    for license in named & {one for one in named if one in report.license}:
+        assert any(license in part for part in files), license
+
+
+def write_folder(root, licenses):
+    """Write a folder with a training and a test record for each license."""
+    root.mkdir()
+    for part in ("train", "test"):
+        rows = [
+            {
+                "text": f"{part} {k}",
+                "question": "Which?",
+                "answer": "ab"[k % 2],
+                **({"license": one} if one else {}),
+            }
+            for k, one in enumerate(licenses)
+        ]
+        (root / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def test_the_license_of_a_folder_is_what_its_records_and_its_file_state(tmp_path):
+    stated = write_folder(tmp_path / "stated", ["CC BY 4.0", "CC BY 4.0", None])
+    assert check("folder", stated).license == "records state CC BY 4.0 (4), none (2)"
+    silent = write_folder(tmp_path / "silent", [None, None])
+    assert "none is stated" in check("folder", silent).license
+    (silent / "LICENSE.txt").write_text("\n\nMIT License\n\nPermission is …")
+    assert check("folder", silent).license == "file LICENSE.txt: MIT License"
+    shown = call("folder", "--root", silent)
+    assert "License: file LICENSE.txt: MIT License" in shown.stdout
+    assert (
+        json.loads(call("folder", "--root", silent, "--json").stdout)["license"]
+        == check("folder", silent).license
+    )
+
+
+def test_the_license_of_a_published_set_is_not_invented(memes):
+    assert "none is stated in the folder" in check("hateful-memes", memes).license
+    assert "does not know it" in check("hateful-memes", None).license

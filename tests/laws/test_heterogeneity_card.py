@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.scenarios import Plan
-from fedloom.scenarios.heterogeneity_card import card, client_rows, distances, survey
+from fedloom.scenarios.heterogeneity_card import card, client_rows, distances, shared_with_others, survey
 from fedloom.types import Example
 
 OPTIONS = ("a", "b", "c", "d")
@@ -118,3 +118,12 @@ def test_the_card_does_not_depend_on_the_order_of_clients(labels, shuffle):
     )
     assert first["sizes"] == second["sizes"] and first["modalities"] == second["modalities"]
     assert first["labels"] == pytest.approx(second["labels"])
+
+
+def test_examples_that_another_client_shares_are_counted() -> None:
+    """Client 0 holds examples 0, 1 and 2, client 1 holds 3 and 4; 1 and 3 share a key, 0 and 2 within a client."""
+    plan, _ = plan_of([[0, 0, 0], [1, 1]])
+    keys = [("a",), ("b", "c"), ("a",), ("c",), ()]
+    assert shared_with_others(plan, keys) == 2
+    assert shared_with_others(plan, [()] * 5) == 0
+    assert shared_with_others(plan, [("same",)] * 5) == 5

@@ -153,6 +153,8 @@ def lines(report: Report) -> Iterator[str]:
             yield from _wrapped(str(bad), "- ")
         if count > SHOWN:
             yield f"- and {count - SHOWN:,} more; --json lists all"
+    yield ""
+    yield from _wrapped(f"License: {report.license}", "")
     if report.home not in " ".join(report.faults):
         yield ""
         yield from _wrapped(f"Where to get it: {report.home}", "")

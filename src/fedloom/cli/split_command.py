@@ -146,7 +146,8 @@ def _whole_keys(changes: Sequence[str], scenario: str | None) -> Iterator[str]:
 def divide_data(experiment: Experiment) -> dict[str, Any]:
     """Return the division of the data among clients, as --json prints it."""
     from fedloom.data import load_data
-    from fedloom.scenarios.heterogeneity_card import card, client_rows, survey
+    from fedloom.data.duplicates import content_keys, near_duplicate_keys
+    from fedloom.scenarios.heterogeneity_card import card, client_rows, shared_with_others, survey
     from fedloom.scenarios.validation_part import plan_and_validation as divided_among
     from fedloom.scenarios.validation_part import validation_json
 
@@ -158,7 +159,13 @@ def divide_data(experiment: Experiment) -> dict[str, Any]:
         "data": data.name,
         "scenario": dict(plan.scenario),
         "seed": experiment.seed,
-        "card": card(counts),
+        "card": {
+            **card(counts),
+            "duplicates": {
+                "content": shared_with_others(plan, content_keys(data.train)),
+                "near": shared_with_others(plan, near_duplicate_keys(data.train)),
+            },
+        },
         "clients": client_rows(counts),
         **({} if validation is None else {"validation": validation_json(validation)}),
     }

@@ -15,6 +15,7 @@ from fedloom.config.schema import Data
 from fedloom.data import BUNDLED, DATASETS, Loader
 from fedloom.data.duplicates import normalized_text, pixel_key
 from fedloom.data.fashion_mnist import HOME as FASHION_MNIST
+from fedloom.data.licenses import license_of
 from fedloom.data.own_folder import folder_has_validation
 from fedloom.data.plugin_data import PluginLoader
 from fedloom.data.published_data_set import Row, Source
@@ -72,6 +73,7 @@ class Report:
         numbers: Numbers of examples, with the published ones.
         repeats: Content of more than one part.
         rejected: The invalid records, which are skipped.
+        license: A sentence about the license; see `fedloom.data.licenses.license_of`.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Report:
     numbers: tuple[Number, ...] = ()
     repeats: tuple[Repeat, ...] = ()
     rejected: tuple[Rejected, ...] = ()
+    license: str = ""
 
     @property
     def usable(self) -> bool:
@@ -132,6 +135,13 @@ def check(
     Raises:
         UserError: There is no such variant.
     """
+    report = _check(name, root, variant, max_rejected, datasets)
+    return replace(report, license=license_of(name, root))
+
+
+def _check(
+    name: str, root: Path | None, variant: str | None, max_rejected: float, datasets: Mapping[str, Loader]
+) -> Report:
     source = datasets[name]
     if not isinstance(source, Source):
         return _check_other(name, source, root, max_rejected)

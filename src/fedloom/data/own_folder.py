@@ -44,7 +44,7 @@ image and text is invalid too, since a benchmark of modalities cannot use it; pu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -201,6 +201,16 @@ def _divide(
         for own, row in zip(content_keys(examples), rows, strict=True)
     ]
     return *divide(examples, keys, share, seed), []
+
+
+def folder_records(root: Path) -> Iterator[Record | Rejected]:
+    """Yield the records of a folder, whatever part they belong to.
+
+    Raises:
+        UserError: The files cannot be read, as in `load_folder`.
+    """
+    for _, path in _files(root, validation=True):
+        yield from read_records(path)
 
 
 def _files(root: Path, *, validation: bool) -> list[tuple[str | None, Path]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -221,7 +222,7 @@ def _board(group: Sequence[MethodResult]) -> Board:
     for one in group:
         by_entry.setdefault(one.entry, {})[one.seed] = one
     entries = [Entry(tuple(seeds[seed] for seed in sorted(seeds))) for seeds in by_entry.values()]
-    entries.sort(key=lambda entry: (-(entry.estimate.mean if entry.estimate else -1.0), entry.first.method))
+    entries.sort(key=lambda entry: (-(entry.estimate.mean if entry.estimate else -inf), entry.first.method))
     leads = [_lead(one, other) for one, other in pairwise(entries)]
     adjusted = iter(holm([lead.p for lead in leads if lead.p is not None]))
     leads = [lead if lead.p is None else lead._replace(p=next(adjusted)) for lead in leads]

@@ -65,7 +65,7 @@ def _table(ledger: Json, named: Sequence[str]) -> Table:
 def _name(client: Any, named: Sequence[str]) -> str:
     if client is None:
         return "any client"
-    return named[client] if client < len(named) else str(client)
+    return str(named[client] if client < len(named) else client)
 
 
 def _epsilon(values: Sequence[float | None]) -> str:

@@ -109,7 +109,18 @@ def card_table(card: Json) -> Table:
     if words is not None:
         prefix = f"{words['mean']:.1f} in a visible text on average; clients' means {words['least']:.1f} to "
         rows.append(("Words", f"{prefix}{words['most']:.1f}"))
+    if (duplicates := card.get("duplicates")) is not None:
+        rows.append(("Duplicates", _duplicates(duplicates, card["examples"])))
     return Table(("Heterogeneity", ""), tuple(rows), left=2)
+
+
+def _duplicates(counts: Mapping[str, int], total: int) -> str:
+    """State how many examples have a duplicate at another client."""
+    has = "has" if counts["content"] == 1 else "have"
+    return (
+        f"{counts['content']:,} of {counted(total, 'training example')} {has} the same image at another client (without an image: "
+        f"the same text); {counts['near']:,} with near-duplicates: variants of one thing, records of one conversation"
+    )
 
 
 def _clients_by_modality(counts: Mapping[str, int]) -> str:

@@ -96,7 +96,7 @@ def reproduce(
     if out.resolve() == folder.resolve():
         raise UserError(f"{out} is the run itself; choose another folder with --out")
     run_experiment(experiment_to_resume(folder, changes, plugins), out, progress)
-    pairs = list(_comparisons(folder, out))
+    pairs = list(comparisons(folder, out))
     return Reproduction(
         folder,
         out,
@@ -106,7 +106,7 @@ def reproduce(
     )
 
 
-def _comparisons(before: Path, after: Path) -> Iterator[tuple[str, str | None]]:
+def comparisons(before: Path, after: Path) -> Iterator[tuple[str, str | None]]:
     """Yield what is compared, with a sentence if it differs."""
     first, second = (read_json(folder / RESULT, {"scores": dict}) for folder in (before, after))
     metric = main_score(first)

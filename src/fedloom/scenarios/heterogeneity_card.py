@@ -6,7 +6,7 @@ client and one of its labels. Only these M pairs are stored, so that many client
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +168,22 @@ def card(counted: Survey) -> dict[str, Any]:
         if len(means)
         else None,
     }
+
+
+def shared_with_others(plan: Plan, keys: Sequence[Sequence[Hashable]]) -> int:
+    """Return how many of the clients' examples share a key with an example of another client.
+
+    Args:
+        plan: The plan.
+        keys: The keys of each example of the list that the plan was built for, such as `near_duplicate_keys`.
+    """
+    owners = np.repeat(np.arange(len(plan.offsets) - 1), np.diff(plan.offsets)).tolist()
+    held = list(zip(owners, plan.indices.tolist(), strict=True))
+    holders: dict[Hashable, set[int]] = {}
+    for client, place in held:
+        for key in keys[place]:
+            holders.setdefault(key, set()).add(client)
+    return sum(any(len(holders[key]) > 1 for key in keys[place]) for _, place in held)
 
 
 def distances(counted: Survey) -> tuple[Reals, Reals, Reals]:
