@@ -35,7 +35,12 @@ CONTEXT = 10**9
 """Bytes for what CUDA itself takes and for fragments of memory; assumed, not measured."""
 LORA = LoRA(rank=8)
 
-QWEN = {"num_attention_heads": 16, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}
+QWEN = {
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
 TOWER = {"hidden_size": 1280, "intermediate_size": 3420, "depth": 32, "num_heads": 16}
 SHAPES: dict[str, dict[str, Any]] = {
     "LLaVA-1.5-7B": {"family": "llava", "layers": 32, "text": {"vocab_size": 32064}},
@@ -150,8 +155,11 @@ def total(vlm: Vlm, batch: int, length: int, *, quantize: str | None, recompute:
 
 def table() -> Iterator[str]:
     """Yield the lines of the table."""
-    yield "| model | weights | tokens | recompute | " + " | ".join(f"B = {batch}" for batch in BATCHES) + " | " + (
-        " | ".join(f"{card} GB" for card in CARDS) + " |"
+    yield (
+        "| model | weights | tokens | recompute | "
+        + " | ".join(f"B = {batch}" for batch in BATCHES)
+        + " | "
+        + (" | ".join(f"{card} GB" for card in CARDS) + " |")
     )
     yield "| --- | --- | ---: | --- | " + " | ".join(["---:"] * (len(BATCHES) + len(CARDS))) + " |"
     for name in SHAPES:

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-import gpu_memory_table as script
 import pytest
 import torch
 from torch import Tensor
 
+import gpu_memory_table as script
 from fedloom.models.decoder_inputs import run_decoder
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
 from fedloom.models.last_layer import last_layer_at
@@ -26,7 +26,9 @@ def attention_of_cards() -> Iterator[None]:
     """Attention by the kernel that cards use for padded batches, which torch also has for tensors without values."""
 
     def fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, **more: Any) -> Tensor:
-        mask = torch.empty(attn_mask.shape, dtype=q.dtype, device="meta")  # made anew for each layer, as on a card
+        mask = torch.empty(
+            attn_mask.shape, dtype=q.dtype, device="meta"
+        )  # made anew for each layer, as on a card
         mask = mask.expand(q.shape[0], q.shape[1], -1, -1)
         return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True)[0]
 

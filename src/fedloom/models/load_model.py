@@ -237,9 +237,7 @@ def load_vlm(
         )
     family, tokenizer = families[kind], source.tokenizer()
     images = source.read(AutoImageProcessor) if family.images else None
-    model = source.model(
-        AutoModelForImageTextToText if family.images else AutoModelForCausalLM, lean=lean
-    )
+    model = source.model(AutoModelForImageTextToText if family.images else AutoModelForCausalLM, lean=lean)
     if lean:
         _widen(model, family)
     check_decoder(source, model, family)

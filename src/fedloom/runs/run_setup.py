@@ -237,7 +237,9 @@ def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tu
     """Insert an experiment's adapters into its model, and into copies on the other devices that it uses."""
     engine = experiment.engine
     with deterministic_kernels(engine.deterministic, experiment.model.device):
-        tuned = prepare(loaded_model(experiment, models), merged_stage(stages_of(experiment)), experiment.seed)
+        tuned = prepare(
+            loaded_model(experiment, models), merged_stage(stages_of(experiment)), experiment.seed
+        )
         try:
             devices = other_devices(tuned.vlm)
             used = devices if engine.workers == "auto" else devices[: engine.workers - 1]
