@@ -32,7 +32,14 @@ from fedloom.tuning.strategies import STRATEGIES, LoRA, stage
 from fedloom.types import Conversation, Presence
 
 SETTINGS = Train(
-    rounds=2, epochs=2, batch_size=4, lr=1e-2, schedule="constant", optimizer="sgd", weight_decay=0.01, clip=0.5
+    rounds=2,
+    epochs=2,
+    batch_size=4,
+    lr=1e-2,
+    schedule="constant",
+    optimizer="sgd",
+    weight_decay=0.01,
+    clip=0.5,
 )
 BOTH, IMAGE, TEXT = Presence(True, True), Presence(True, False), Presence(False, True)
 COHORT = {0: (6, BOTH), 1: (3, TEXT), 2: (9, IMAGE), 3: (1, TEXT)}
@@ -131,7 +138,9 @@ def test_a_batch_is_cut_in_order_and_no_example_is_left_out(tiny_model: Path) ->
     batches = micro_batches(vlm, groups, 2)
     assert [batch.ids.shape[0] for batch in batches] == [4, 4, 2]
     for client in range(2):
-        assert sum(float(batch.weight.split(batch.sizes)[client].sum()) for batch in batches) == pytest.approx(1)
+        assert sum(
+            float(batch.weight.split(batch.sizes)[client].sum()) for batch in batches
+        ) == pytest.approx(1)
     assert len(micro_batches(vlm, groups, 5)) == len(micro_batches(vlm, groups, None)) == 1
 
 
@@ -142,7 +151,9 @@ def test_a_pass_keeps_as_much_memory_as_its_examples_need(tiny_model: Path) -> N
     def kept(**other: Any) -> int:
         job = jobs_of(tuned, None)[1]
         same = [job.conversations[0]] * 4
-        return saved_bytes(tuned, replace(job, conversations=same, settings=SETTINGS.model_copy(update=other)))
+        return saved_bytes(
+            tuned, replace(job, conversations=same, settings=SETTINGS.model_copy(update=other))
+        )
 
     assert kept(micro_batch=1) == kept(batch_size=1)
     assert 3.5 <= kept() / kept(micro_batch=1) <= 4.01

@@ -178,10 +178,7 @@ def test_a_second_pass_has_epochs_a_rate_and_streams_of_its_own() -> None:
     assert second.steps == 3 * job.steps
     assert [second.rate(0), second.factor] == [job.rate(0) / 4, 0.25]
     draws = [
-        [
-            torch.rand(3, generator=one.dropout_masks(0).stream("layer")).tolist()
-            for one in (job, second)
-        ],
+        [torch.rand(3, generator=one.dropout_masks(0).stream("layer")).tolist() for one in (job, second)],
         [torch.rand(3, generator=one.stream("noise", 0)).tolist() for one in (job, second)],
     ]
     assert all(first != other for first, other in draws)

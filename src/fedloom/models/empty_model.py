@@ -130,7 +130,9 @@ def weight_bytes(vlm: Vlm, precision: str, quantize: str | None = None) -> dict[
         part: sum(shapes[name] for name in names) * (width if part == "llm" else 4)
         for part, names in vlm.family.parts.split(shapes).items()
     }
-    for name in quantized_names(vlm.model, vlm.family.parts) if quantize else ():
+    if quantize is None:
+        return sizes
+    for name in quantized_names(vlm.model, vlm.family.parts):
         layer = vlm.model.get_submodule(name)
         sizes["llm"] += quantized_bytes(quantize, layer.in_features, layer.out_features)
         sizes["llm"] -= layer.weight.numel() * width

@@ -32,6 +32,7 @@ from fedloom.models.memory_cache import Memo
 from fedloom.models.precision import device_of, precision_of
 from fedloom.models.processor import Processor
 from fedloom.models.quantized_layers import QuantizedLinear, quantize_decoder
+from fedloom.system.allocator import release_freed
 from fedloom.system.errors import UserError
 from fedloom.system.garbage_collection import without_garbage_collection
 from fedloom.types import LazyImage
@@ -236,9 +237,7 @@ def load_vlm(
         )
     family, tokenizer = families[kind], source.tokenizer()
     images = source.read(AutoImageProcessor) if family.images else None
-    model = source.model(
-        AutoModelForImageTextToText if family.images else AutoModelForCausalLM, lean=lean
-    )
+    model = source.model(AutoModelForImageTextToText if family.images else AutoModelForCausalLM, lean=lean)
     if lean:
         _widen(model, family)
     check_decoder(source, model, family)
@@ -283,6 +282,10 @@ def move_model(vlm: Vlm, device: str, precision: str, quantize: str | None = Non
         quantize_decoder(vlm.model, vlm.family.parts, quantize, device, dtype)
     stored = vlm.model.state_dict(keep_vars=True)
     kept = {f"{name}." for name, module in vlm.model.named_modules() if isinstance(module, QuantizedLinear)}
+    if quantize is not None:  # the other weights leave the pages of the file, which then need no memory
+        for value in vlm.model.parameters():
+            value.data = value.data.clone()
+        release_freed()
     for name in vlm.family.parts.split(stored)["llm"]:
         # What belongs to a quantized layer has its data type already.
         if (value := stored[name]).is_floating_point() and name[: name.rfind(".") + 1] not in kept:

@@ -136,7 +136,8 @@ def quantize_decoder(model: Any, parts: Parts, kind: str, device: str, dtype: to
         above, _, last = name.rpartition(".")
         layer = model.get_submodule(name)
         weight, bias = (
-            None if value is None else value.detach().to(device, dtype) for value in (layer.weight, layer.bias)
+            None if value is None else value.detach().to(device, dtype)
+            for value in (layer.weight, layer.bias)
         )
         assert weight is not None
         setattr(model.get_submodule(above), last, KINDS[kind](weight, bias))
@@ -173,7 +174,7 @@ def library() -> Any:
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that it looked for in vain
     try:
-        import bitsandbytes
+        import bitsandbytes  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             f"model.quantize: the package bitsandbytes is not installed; pip install 'fedloom[{EXTRA}]'"

@@ -222,7 +222,9 @@ def _client_class(
             "optimizer": 4 * trained * len(OPTIMIZERS[settings.optimizer].slots),
             "activations": sizes.activation_bytes(rows * tokens, rows * answer, width, recompute=recompute),
         },
-        sizes.multiplications(batch * tokens, batch * answer) * (4 / 3 if recompute else 1) / (speed * SLOWER),
+        sizes.multiplications(batch * tokens, batch * answer)
+        * (4 / 3 if recompute else 1)
+        / (speed * SLOWER),
         {name: message_bytes(experiment, site, name, largest) for name in federated},
     )
 

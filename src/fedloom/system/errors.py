@@ -35,7 +35,9 @@ _MACHINE = {
     errno.ESTALE: "the network disk lost it; try again when the disk is back",
     errno.EAGAIN: "the system allows no more processes or threads; use fewer workers and jobs",
 }
-_MEMORY = "memory ran out; try train.micro_batch=1, engine.workers=1 and engine.side_by_side=1, or fewer --jobs"
+_MEMORY = (
+    "memory ran out; try train.micro_batch=1, engine.workers=1 and engine.side_by_side=1, or fewer --jobs"
+)
 _CARD_MEMORY = (
     "the memory of the accelerator ran out; try engine.recompute=always, engine.side_by_side=1, train.micro_batch=1, "
     "model.precision=auto where it is float32, model.quantize=nf4, a smaller model.max_tokens, or a smaller model"
