@@ -1,69 +1,44 @@
 """Predict what a run needs, for each class of clients: memory, time of a step, bytes each way, disk, wall time.
 
 Everything follows from the experiment, the examples, the shapes of the model and one short measurement of the machine's
-speed. Bytes are the lengths of real messages, of which the values are zero.
+speed.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
 
 from fedloom.client.learning_rate import steps_of
-from fedloom.client.local_training import Trained
-from fedloom.client.optimizers import OPTIMIZERS
-from fedloom.client.site import Profile, Site
+from fedloom.client.site import Site
 from fedloom.engine.client_sampling import Schedule, draw_cohort
 from fedloom.engine.machine_choices import Choice, Machine, choose_from
 from fedloom.experiment.experiment import Experiment
-from fedloom.experiment.methods import ALONE
 from fedloom.models.empty_model import weight_bytes
-from fedloom.models.longest_example import longest
-from fedloom.models.precision import device_of, precision_of
 from fedloom.models.step_sizes import SLOWER, step_sizes
-from fedloom.params import Part
+from fedloom.runs.client_classes import (
+    ClientClass,
+    adapter_values,
+    client_class,
+    group_clients,
+    message_bytes,
+    precision_here,
+)
 from fedloom.runs.modality_slices import slices_of
 from fedloom.runs.site_setup import algorithm_of
 from fedloom.scenarios.plan import Plan
-from fedloom.tuning.strategy_parts import Parts
 from fedloom.types import DataSet
-from fedloom.wire.messages import Assignment, in_codec
 
 BASELINES_TRAINED = ("local", "centralized")
 """Baselines that train; the first has the clients of a federated method."""
 
 CHECKPOINTS = 2
 """Checkpoints of a training that are kept."""
-
-
-@dataclass(frozen=True)
-class ClientClass:
-    """Clients that hold the same modalities and train the same values.
-
-    Attributes:
-        clients: Number of clients.
-        modalities: "both", "image" or "text".
-        examples: Fewest and most training examples of a client.
-        tokens: Tokens of the longest example that was looked at, answer included.
-        steps: Most steps of a client in a round.
-        memory: Bytes by kind: weights, adapter, gradients, optimizer, activations.
-        step_seconds: Time of a step.
-        bytes: Method → bytes of a round's messages: "down" to a client and "up" from it.
-    """
-
-    clients: int
-    modalities: str
-    examples: tuple[int, int]
-    tokens: int
-    steps: int
-    memory: dict[str, int]
-    step_seconds: float
-    bytes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
 
 @dataclass(frozen=True)
@@ -139,18 +114,16 @@ def predict(
         for name in experiment.methods
         if experiment.method(name).base == base
     ]
-    weights = weight_bytes(site.tuned.vlm, _precision(experiment), experiment.model.quantize)
-    groups = _groups(site, trains[0]) if trains else {}
+    weights = weight_bytes(site.tuned.vlm, precision_here(experiment), experiment.model.quantize)
+    groups = group_clients(site, trains[0]) if trains else {}
     classes = [
-        _client_class(experiment, site, trains[0], federated, members, key, weights, speed)
+        client_class(experiment, site, trains[0], federated, members, key, weights, speed)
         for key, members in groups.items()
     ]
     choice = _choice(experiment, site, classes, machine)
     if experiment.engine.recompute == "auto" and choice.recompute:
         classes = [
-            _client_class(
-                experiment, site, trains[0], federated, members, key, weights, speed, recompute=True
-            )
+            client_class(experiment, site, trains[0], federated, members, key, weights, speed, recompute=True)
             for key, members in groups.items()
         ]
     own = max((_own_bytes(one) for one in classes), default=0)
@@ -172,100 +145,6 @@ def predict(
 
 def _own_bytes(one: ClientClass) -> int:
     return sum(size for kind, size in one.memory.items() if kind != "weights")
-
-
-def _groups(site: Site, method: str) -> dict[tuple[str, Part | None], list[int]]:
-    """Group clients by modalities and by the values that they train."""
-    local, groups = site.method(method), dict[tuple[str, Part | None], list[int]]()
-    for client, profile in enumerate(local.profiles):
-        groups.setdefault((_modalities(profile), local.budget.up(client)), []).append(client)
-    return groups
-
-
-def _modalities(profile: Profile) -> str:
-    return "both" if profile.images and profile.texts else "image" if profile.images else "text"
-
-
-def _client_class(
-    experiment: Experiment,
-    site: Site,
-    method: str,
-    federated: Sequence[str],
-    members: Sequence[int],
-    key: tuple[str, Part | None],
-    weights: dict[str, int],
-    speed: float,
-    *,
-    recompute: bool = False,
-) -> ClientClass:
-    local, settings, vlm = site.method(method), experiment.train, site.tuned.vlm
-    counts = [local.profiles[client].examples for client in members]
-    largest = members[counts.index(max(counts))]
-    tokens, answer = longest(vlm, local.conversations(largest))
-    batch = min(settings.batch_size, max(counts))
-    rows = min(batch, settings.micro_batch or batch)  # in one pass
-    trained = key[1].count if key[1] is not None else site.tuned.layout.size
-    sizes = step_sizes(vlm, _adapter_values(site))
-    recompute = recompute or experiment.engine.recompute == "always"
-    width = getattr(torch, _precision(experiment)).itemsize
-    steps = steps_of(settings, max(counts))
-    return ClientClass(
-        len(members),
-        key[0],
-        (min(counts), max(counts)),
-        tokens,
-        steps,
-        {
-            "weights": sum(weights.values()),
-            "adapter": 4 * trained,
-            "gradients": 4 * trained,
-            "optimizer": 4 * trained * len(OPTIMIZERS[settings.optimizer].slots),
-            "activations": sizes.activation_bytes(rows * tokens, rows * answer, width, recompute=recompute),
-        },
-        sizes.multiplications(batch * tokens, batch * answer)
-        * (4 / 3 if recompute else 1)
-        / (speed * SLOWER),
-        {name: message_bytes(experiment, site, name, largest) for name in federated},
-    )
-
-
-def _adapter_values(site: Site) -> int:
-    layout = site.tuned.layout
-    return sum(
-        layout.slice(name).stop - layout.slice(name).start for name in layout.names if ":lora_" in name
-    )
-
-
-def message_bytes(
-    experiment: Experiment, site: Site, name: str, client: int, stage: int = 0
-) -> dict[str, int]:
-    """Return the bytes of the messages of a client's first round in a stage: "down" to it and "up" from it."""
-    local, method = site.method(name), experiment.method(name)
-    parts: Parts = local.stages[stage].parts
-    # A stage that the method adds is trained by plain FedAvg, as in `fedloom.runs.train_method`.
-    own = local.stages[stage].without_rule
-    algorithm = algorithm_of(experiment, ALONE if own else method, site.tuned.layout, stage)
-    broadcast = algorithm.broadcast(algorithm.init(local.start))
-    nothing = Part(site.tuned.layout.size, ())
-    down, up = (
-        (_both(parts.down, local.budget.down(client)), _both(parts.up, local.budget.up(client)))
-        if algorithm.exchanges
-        else (nothing, nothing)
-    )
-    flat, coded = in_codec(broadcast.params.flat, down, local.codecs.down)
-    params = broadcast.params.with_flat(flat)
-    assignment = Assignment(name, stage, 0, client, params, broadcast.extras, -1, (), down, up, coded)
-    job = site.job(assignment)
-    # Rules need values to begin with; where they return the same ones, the message has its full length all the same.
-    carry = job.rule.begin(job.broadcast, job.memory)
-    model = None if job.rule.own is None else job.start.flat.clone()
-    update = site.update(job, Trained(job.start.flat.clone(), carry, 0.0, 0.0, model))
-    return {"down": assignment.length, "up": update.length}
-
-
-def _both(part: Part, budget: Part | None) -> Part | None:
-    whole = part if budget is None else part & budget
-    return None if whole.is_whole else whole
 
 
 def _sent(experiment: Experiment, site: Site, name: str, class_of: dict[int, ClientClass]) -> dict[str, int]:
@@ -299,7 +178,7 @@ def _choice(experiment: Experiment, site: Site, classes: Iterable[ClientClass], 
     most = max(classes, key=lambda one: one.steps, default=None)
     if most is None:
         return Choice()
-    sizes = step_sizes(site.tuned.vlm, _adapter_values(site))
+    sizes = step_sizes(site.tuned.vlm, adapter_values(site))
     train = experiment.train
     rows = min(train.batch_size, train.micro_batch or train.batch_size, most.examples[1])
     saved = most.memory["activations"]
@@ -343,7 +222,7 @@ def _seconds(
 ) -> dict[str, float]:
     """Return the wall time by kind; processes share the machine's threads, so they make a round no faster here."""
     vlm, training = site.tuned.vlm, 0.0
-    sizes = step_sizes(vlm, _adapter_values(site))
+    sizes = step_sizes(vlm, adapter_values(site))
     forwards = 0
     for name in experiment.methods:
         method = experiment.method(name)
@@ -397,8 +276,3 @@ def _models(experiment: Experiment, site: Site, name: str) -> int:
     own = any("own model" in experiment.entries[part].traits for part in method.parts)
     own = method.federated and (own or local.stages[-1].parts.personal.count > 0)
     return len(local.profiles) if own or method.base == "local" else 1
-
-
-def _precision(experiment: Experiment) -> str:
-    """Return the data type in which the language model computes here."""
-    return precision_of(experiment.model.precision, device_of(experiment.model.device))
