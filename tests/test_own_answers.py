@@ -46,7 +46,7 @@ def test_options_are_compared_by_their_texts() -> None:
     """With the options in another order, and with further ones, the client still prefers b, of which it has four."""
     counts, test = label_counts(PLAN, TRAIN, 1), [example("b", "ba"), example("c", "cab"), example("x", "xy")]
     given = answers((0.5, 0.5), (0.4, 0.3, 0.3), (0.6, 0.4))
-    changed = choose_answers([make("prior", 2)], counts, test, given)
+    changed = choose_answers([make("prior", 2, {"smoothing": 1.0})], counts, test, given)
     assert changed.answers == (0, 2, 0)
     first, second, third = changed.probabilities
     assert first is not None and second is not None and third is not None
@@ -58,7 +58,10 @@ def test_options_are_compared_by_their_texts() -> None:
 def test_answers_without_probabilities_stay_as_they_are() -> None:
     given = Answers(("so", 1), (None, np.array([0.1, 0.9])), ("so!", None))
     changed = choose_answers(
-        [make("prior", 2)], {("choice", "a"): 99}, [example("so", "", task="caption"), example("b")], given
+        [make("prior", 2, {"smoothing": 1.0})],
+        {("choice", "a"): 99},
+        [example("so", "", task="caption"), example("b")],
+        given,
     )
     assert changed.answers == ("so", 0)
     assert changed.probabilities[0] is None
@@ -66,7 +69,7 @@ def test_answers_without_probabilities_stay_as_they_are() -> None:
 
 
 def test_parts_apply_in_their_order_and_those_without_a_lone_model_are_left_out() -> None:
-    prior, average = make("prior", 2), make("average-alone", 2)
+    prior, average = make("prior", 2, {"smoothing": 1.0}), make("average-alone", 2)
     counts, test, alone = {("choice", "a"): 2}, [example("a")], answers((0.25, 0.75))
     given = answers((0.75, 0.25))
 
@@ -86,7 +89,13 @@ def test_only_the_client_that_chooses_has_other_scores() -> None:
     given = {"text": answers((0.6, 0.4), (0.6, 0.4))}  # always a
     plain = client_scores(TRAIN, test, PLAN, given)
     assert plain["clients"] == [pytest.approx(2 / 3), 0.0]
-    own = {1: {"text": choose_answers([make("prior", 2)], label_counts(PLAN, TRAIN, 1), test, given["text"])}}
+    own = {
+        1: {
+            "text": choose_answers(
+                [make("prior", 2, {"smoothing": 1.0})], label_counts(PLAN, TRAIN, 1), test, given["text"]
+            )
+        }
+    }
     chosen = client_scores(TRAIN, test, PLAN, given, own)
     assert chosen["clients"] == [plain["clients"][0], 1.0]
     assert chosen["client_tasks"] == [plain["client_tasks"][0], {"choice": 1.0}]

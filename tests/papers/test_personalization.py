@@ -34,7 +34,7 @@ def chosen(
 
 
 def prior(**arguments: float) -> OwnAnswers:
-    return make("prior", 2, arguments)
+    return make("prior", 2, {"smoothing": 1.0, **arguments})
 
 
 def test_the_prior_of_three_options() -> None:

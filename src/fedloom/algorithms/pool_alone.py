@@ -26,7 +26,7 @@ SMALLEST = np.finfo(np.float64).tiny
 """Probabilities are taken as no smaller, so that options which each model finds impossible can still be compared."""
 
 
-def pool_alone(*, weight: float = 0.2) -> OwnAnswers:
+def pool_alone(*, weight: float = 0.3) -> OwnAnswers:
     """Make the logarithmic pool with the model that each client trains alone.
 
     Args:

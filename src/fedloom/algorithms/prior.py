@@ -27,12 +27,12 @@ from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.own_answers import Chances, Known, OwnAnswers
 
 
-def prior(*, strength: float = 1.0, smoothing: float = 1.0) -> OwnAnswers:
+def prior(*, strength: float = 1.0, smoothing: float = 0.25) -> OwnAnswers:
     """Make the prior of each client's own label shares.
 
     Args:
         strength: Factor β ≥ 0 on the logarithm of the prior.
-        smoothing: Count a > 0 that is added to each option's.
+        smoothing: Count a > 0 that is added to each option's. Below 1, an option that the client never saw becomes unlikely soon.
     """
     not_negative(strength=strength)
     positive(smoothing=smoothing)
