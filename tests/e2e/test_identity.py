@@ -320,7 +320,7 @@ def test_what_changed_before_the_report_was_written_is_named_too(
     resume_run(world.out, Progress(None))
 
 
-def _interrupting(*_: object) -> None:
+def _interrupting(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
