@@ -225,6 +225,13 @@ def test_completion_offers_recipes_and_keys():
     assert complete_key("train.l") == ["train.lr=", "train.local_schedule="]
 
 
+@pytest.mark.parametrize("words", [["ask"], ["export"], ["data", "check"], ["split"]])
+def test_help_writes_brackets_without_backslashes(words: list[str]) -> None:
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert "[required]" in result.output
+    assert "\\" not in result.output
+
+
 def test_help_version_and_bad_keys_load_no_torch():
     code = (
         "import sys\n"

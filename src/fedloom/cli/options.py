@@ -25,8 +25,26 @@ FAILED, USER_ERROR, BROKEN_PIPE = 1, 2, 141
 _Usage: type[Exception] = typer.BadParameter.__mro__[2]
 
 
+class _HelpFormatter(typer.Context.formatter_class):
+    """Writes help without the backslashes with which typer escapes brackets for rich, also where rich does not print it."""
+
+    def write_dl(self, rows: Sequence[tuple[str, str]], *sizes: int, **more: int) -> None:
+        super().write_dl([(name, text.replace("\\[", "[")) for name, text in rows], *sizes, **more)
+
+
+class _Context(typer.Context):
+    formatter_class = _HelpFormatter
+
+
 class Commands(TyperGroup):
     """A group of commands that escapes the user's text in its error messages, and names keys that options were meant for."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the name and the command that words name, and the words that are left."""
+        name, command, left = super().resolve_command(ctx, args)
+        if command is not None:
+            command.context_class = _Context
+        return name, command, left
 
     def invoke(self, ctx: Any) -> Any:
         """Run the requested command."""
