@@ -28,7 +28,7 @@ _Usage: type[Exception] = typer.BadParameter.__mro__[2]
 class _HelpFormatter(typer.Context.formatter_class):
     """Writes help without the backslashes with which typer escapes brackets for rich, also where rich does not print it."""
 
-    def write_dl(self, rows: Sequence[tuple[str, str]], *sizes: int, **more: int) -> None:
+    def write_dl(self, rows: Iterable[tuple[str, str]], *sizes: int, **more: int) -> None:
         super().write_dl([(name, text.replace("\\[", "[")) for name, text in rows], *sizes, **more)
 
 
