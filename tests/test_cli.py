@@ -36,7 +36,7 @@ class Engine:
         self.calls: list[tuple[str, Path]] = []
         self.stop: BaseException | None = None
 
-    def run_experiment(self, experiment, out, progress, models=None):
+    def run_experiment(self, experiment, out, progress, models=None, **followed):
         state = folder_state(out, experiment)
         if state == "finished":
             return RESULT
@@ -225,7 +225,7 @@ def test_completion_offers_recipes_and_keys():
     assert complete_key("train.l") == ["train.lr=", "train.local_schedule="]
 
 
-@pytest.mark.parametrize("words", [["ask"], ["export"], ["data", "check"], ["split"]])
+@pytest.mark.parametrize("words", [["ask"], ["export"], ["data", "check"]])
 def test_help_writes_brackets_without_backslashes(words: list[str]) -> None:
     result = CliRunner().invoke(app, [*words, "--help"])
     assert "[required]" in result.output

@@ -46,7 +46,7 @@ class Engine(Section):
     deterministic: Flag = Field(
         default=False,
         description="Whether an accelerator uses deterministic kernels only, and attention without fused kernels, so that equal "
-        "runs give equal numbers; slower and with more memory. Processors do so always.",
+        "runs give equal numbers; slower and with more memory; processors do so always.",
     )
     cache: Flag = Field(
         default=True, description="Whether the frozen encoder's image features are cached between runs."

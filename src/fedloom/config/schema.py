@@ -220,7 +220,7 @@ class Model(Section):
     quantize: Literal["nf4", "int8"] | None = Field(
         default=None,
         description="Format of the weights of the frozen decoder's linear layers: nf4 takes about 4 bits a weight and int8 8; "
-        "null keeps those of precision. Needs the extra quantized.",
+        "null keeps those of precision; needs the extra quantized.",
     )
     threads: Count | None = Field(
         default=None, description="Number of CPU threads; null leaves the choice to torch."
