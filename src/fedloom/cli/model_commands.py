@@ -81,10 +81,11 @@ def demo(
     ] = 0,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 0,
     changes: Places = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Ask models of a finished run side by side, on a page that only this machine can open; Ctrl-C ends it."""
-    with report_errors(debug, "the page has ended"):
+    with report_errors(debug, "the page has ended", as_json=as_json):
         from fedloom.runs.demo import compared_models, demo_server, heading
         from fedloom.runs.saved_models import open_models
 
@@ -92,8 +93,11 @@ def demo(
         compared = compared_models(models, methods or (), client)
         server, address = demo_server(port, models, compared)
         with server:
-            echo(f"{'; '.join(map(heading, compared))}\n{address}")
-            echo("This page is for you alone: its token gives access. Ctrl-C ends it.")
+            if as_json:
+                echo_json({"address": address, "models": [heading(one) for one in compared]})
+            else:
+                echo(f"{'; '.join(map(heading, compared))}\n{address}")
+                echo("This page is for you alone: its token gives access. Ctrl-C ends it.")
             server.serve_forever(poll_interval=0.2)
 
 

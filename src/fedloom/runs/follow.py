@@ -17,6 +17,7 @@ RECENT = 8
 """Messages that are shown."""
 ANSWERS = ("clients", "missing", "refused")
 """Keys of a round's line: the clients whose updates were accepted, that did not answer, and whose updates were refused."""
+WORDS = {"missing": "is missing", "refused": "was refused"}
 
 
 def progress_of(folder: Path) -> dict[str, Any]:
@@ -95,8 +96,8 @@ def _add_round(method: dict[str, Any], line: Mapping[str, Any], notes: list[str]
         method["loss"] = [pair for pair in method["loss"] if pair[0] < done] + [[done, line["loss"]]]
     if (done, line.get("client")) not in method["lines"]:
         notes += [
-            f"{line['method']}, round {done}: client {one['client']} {key}: {one['reason']}"
-            for key in ANSWERS[1:]
+            f"{line['method']}, round {done}: the update of client {one['client']} {WORDS[key]}: {one['reason']}"
+            for key in WORDS
             for one in line.get(key, ())
         ]
     # A round that was run again after an interruption replaces its first attempt.
@@ -195,7 +196,8 @@ def _method_line(name: str, method: Mapping[str, Any] | None) -> str:
     if method["loss"]:
         parts.append(f"loss {method['loss'][-1][1]:.4g}")
     if method["scores"]:
-        parts.append(f"test {100 * method['scores'][-1][1]:.1f} % after round {method['scores'][-1][0]}")
+        round, score = method["scores"][-1]
+        parts.append(f"test {100 * score:.1f} %" + (f" after round {round}" if round else ""))
     if method["up"]:
         parts.append(f"{method['up']:,} bytes up, {method['down']:,} down")
     if faults := method["missing"] + method["refused"]:
