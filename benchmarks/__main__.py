@@ -40,6 +40,7 @@ GROUPS = (
     "p14_last_layer",
     "p15_compile",
     "p16_ray",
+    "p17_real_size",
     "headline",
 )
 

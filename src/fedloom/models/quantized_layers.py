@@ -166,13 +166,18 @@ def quantized_bytes(kind: str, inputs: int, outputs: int) -> int:
     return scales * BLOCK // 2 + scales + 4 * -(-scales // SCALES) + 4 * (SCALES + 1)
 
 
+def quiet_library() -> None:
+    """Keep bitsandbytes, which PEFT imports if it is installed, from reporting kernels that it looked for in vain."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def library() -> Any:
     """Import bitsandbytes.
 
     Raises:
         UserError: It is not installed.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that it looked for in vain
+    quiet_library()
     try:
         import bitsandbytes  # pyright: ignore[reportMissingImports]
     except ImportError as error:

@@ -19,6 +19,7 @@ from fedloom.config.old_spellings import current_name
 from fedloom.models.added_models import ADDED, find_added
 from fedloom.models.linear_layers import plain_weight
 from fedloom.models.load_model import BUNDLED, Vlm
+from fedloom.models.quantized_layers import quiet_library
 from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_atomic
@@ -61,6 +62,7 @@ def adapter_config(tuned: Tuned, base: str | None = None) -> dict[str, Any]:
         tuned: The model with the adapter.
         base: What the base model is loaded from; None is `base_location`.
     """
+    quiet_library()
     from peft import LoraConfig, TaskType
 
     parts, lora = tuned.vlm.family.parts, tuned.stage.lora
