@@ -398,3 +398,39 @@ def test_a_grid_is_not_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     shown = CliRunner().invoke(app, ["run", "smoke", "--set", "grid.seed=[0, 1]", "--track", "mlflow"])
     assert shown.exit_code == 2 and "figures are kept of single runs" in shown.output
+
+
+def _round(number: int, **values: Any) -> dict[str, Any]:
+    both = [{"client": 0}, {"client": 1}]
+    return {"kind": "round", "method": "fedavg", "client": None, "round": number, "clients": both} | values
+
+
+def _record(folder: Path, *lines: Any) -> Path:
+    (folder / "experiment.json").write_text('{"train": {"rounds": 2}, "methods": ["fedavg"]}')
+    (folder / "record.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_round_that_is_run_again_counts_once(tmp_path: Path) -> None:
+    lost = _round(0, clients=[{"client": 0}], missing=[{"client": 1, "reason": "no answer"}])
+    state = progress_of(_record(tmp_path, lost, lost, _round(1, seconds=4)))
+    method = state["methods"]["fedavg"]
+    assert (method["missing"], method["round_seconds"], len(state["notes"])) == (1, 2, 1)
+    assert method["clients"] == [
+        {"client": 0, "rounds": 2, "missing": 0, "refused": 0},
+        {"client": 1, "rounds": 1, "missing": 1, "refused": 0},
+    ]
+
+
+def test_rounds_of_a_later_stage_are_not_more_than_all(tmp_path: Path) -> None:
+    state = progress_of(_record(tmp_path, *(_round(number) for number in range(3))))
+    assert "fedavg: round 3 of 3" in "\n".join(status_lines(state))
+
+
+@pytest.mark.parametrize(
+    "line", [_round(0, round="x"), _round(0, clients=[3]), _round(0, missing=7), {"kind": "evaluation"}]
+)
+def test_a_line_of_another_form_is_named(tmp_path: Path, line: dict[str, Any]) -> None:
+    line = {"method": "fedavg", **line}
+    with pytest.raises(UserError, match=r"record.jsonl, line 1, is not as it was written"):
+        progress_of(_record(tmp_path, line))

@@ -106,6 +106,10 @@ def test_what_differs_is_named(runs: Path, tmp_path: Path) -> None:
 def test_unknown_entries_and_the_run_itself_are_refused(runs: Path) -> None:
     with pytest.raises(UserError, match="neither the folder of a run nor an entry"):
         run_of("0000", [runs])
+    empty = runs.parent / "empty"
+    empty.mkdir()
+    out = CliRunner().invoke(app, ["reproduce", str(empty), "--out", str(runs.parent / "again")])
+    assert out.exit_code == 2 and "empty is not the folder of a run: it has no experiment.json" in out.stderr
     out = CliRunner().invoke(app, ["reproduce", str(runs / "seed-0"), "--out", str(runs / "seed-0")])
     assert out.exit_code == 2
     assert "is the run itself" in out.stderr

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedloom.report import charts
@@ -232,6 +232,7 @@ def test_an_empty_range_maps_to_the_middle():
 
 @LAW
 @given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=10), st.floats(300, 800))
+@example(["short", "a very long answer " * 20], 400.0)
 def test_legend_rows_fit(names, width):
     drawn, height = legend([(tag("g"), name) for name in names], width)
     root = ElementTree.fromstring(f"<svg>{drawn}</svg>") if all(map(str.isprintable, names)) else None

@@ -84,6 +84,7 @@ def test_bytes_that_are_not_utf8_are_named_by_line(run_folder):
     [
         ("result.json", {"main": None}, '"scores"'),
         ("result.json", {"scores": {"fedavg": 3}}, "fedavg"),
+        ("result.json", {"main": "fedavg", "scores": {}, "parts": 3}, "parts"),
         ("plan.json", {"clients": [3]}, r"clients\[0\]"),
         ("plan.json", {"clients": {}}, '"clients"'),
         ("experiment.json", {}, '"name"'),

@@ -160,7 +160,7 @@ def _check_rejected(data: DataSet, cap: float) -> None:
         first = "".join(f"\n  {record}" for record in data.rejected[:5])
         more = f"\n  and {count - 5} more" if count > 5 else ""
         raise UserError(
-            f"data.max_rejected: {count} of {total} records ({count / total:.1%}) are invalid, "
+            f"data.max_rejected: {count} of {total} records ({count / total:.1%}) {'is' if count == 1 else 'are'} invalid, "
             f"more than the {cap:.1%} allowed:{first}{more}\n"
             "  Fix them, or allow a larger share with data.max_rejected."
         )

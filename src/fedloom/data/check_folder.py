@@ -230,7 +230,8 @@ def _faults(contents: _Contents, max_rejected: float, *, needs_test: bool) -> It
     count = len(contents.rejected)
     total = count + sum(map(len, contents.parts.values()))
     if count > max_rejected * total:
-        yield f"{count:,} of {total:,} records are invalid, more than the {max_rejected:.1%} that a run allows"
+        verb = "is" if count == 1 else "are"
+        yield f"{count:,} of {total:,} records {verb} invalid, more than the {max_rejected:.1%} that a run allows"
     for part in ("train", "test") if needs_test else ("train",):
         if not contents.parts[part]:
             yield f"no {part} record can be used"

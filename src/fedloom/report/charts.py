@@ -271,7 +271,7 @@ def slice_bars(run: Run, width: float) -> Markup:
         for method in run.scores
     )
     return drawing(
-        f"Final {score_title(run)} by the modalities shown",
+        f"{score_title(run)} at the end by the modalities shown",
         f"In percent. {description}.",
         width,
         total + 6,

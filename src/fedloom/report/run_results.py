@@ -65,6 +65,7 @@ SHAPES: dict[str, Any] = {
         "bytes": {"*": FIGURES},
         "seconds": FIGURES,
         "privacy": {"*": [{"clients": [FIGURES]}]},
+        "parts": {"*": str},
     },
     "round": {"clients": [FIGURES], "refused": [FIGURES], "missing": [FIGURES], "timers": {"*": float}},
     "data": {"rejected": [str], "unseen": int},

@@ -143,13 +143,14 @@ def clip(text: str, width: float, points: float = 12) -> str:
 
 
 def legend(entries: Sequence[tuple[Markup, str]], width: float, mark: float = 16) -> tuple[Markup, float]:
-    """Arrange marks, drawn from (0, 0) to (`mark`, 0), and their names in rows.
+    """Arrange marks, drawn from (0, 0) to (`mark`, 0), and their names in rows; a name that is longer than a row is shortened.
 
     Returns:
         The rows with their top at y = 0, and their height.
     """
     pieces, x, y, height = [], 0.0, 12.0, 20.0
-    for drawn, name in entries:
+    for drawn, whole in entries:
+        name = clip(whole, width - mark - 6)
         need = mark + 6 + text_width(name)
         if x and x + need > width:
             x, y = 0.0, y + height

@@ -15,18 +15,22 @@ from fedloom.system.manifest import LOCK
 RECORD, EXPERIMENT, SWEEP, DEPARTED = "record.jsonl", "experiment.json", "sweep.json", "left-this-site.jsonl"
 RECENT = 8
 """Messages that are shown."""
+ANSWERS = ("clients", "missing", "refused")
+"""Keys of a round's line: the clients whose updates were accepted, that did not answer, and whose updates were refused."""
+WORDS = {"missing": "is missing", "refused": "was refused"}
 
 
 def progress_of(folder: Path) -> dict[str, Any]:
     """Return how far a run, a sweep, or a site's part in a deployment has come, as a JSON value.
 
     Returns:
-        "kind" (run, sweep or site), "name", "finished", and, of a run, "rounds" and "methods": name → "done" rounds, "loss" and
-        "scores" as pairs (round, value), bytes "up" and "down", numbers of "missing" and "refused" updates; of a sweep,
+        "kind" (run, sweep or site), "name", "finished", and, of a run, "rounds" and "methods": name → "done" of "rounds", "loss"
+        and "scores" as pairs (round, value), bytes "up" and "down", numbers of "missing" and "refused" updates, mean
+        "round_seconds", and "clients" with the "rounds" that each took part in and its missing and refused updates; of a sweep,
         "cells" and "run", the cell that is running; of a site, "messages" and "bytes". "notes" are sentences.
 
     Raises:
-        UserError: The folder holds none of these.
+        UserError: The folder holds none of these, or its log is damaged.
     """
     if (folder / SWEEP).is_file():
         return _sweep(folder)
@@ -54,29 +58,33 @@ def _run(folder: Path) -> dict[str, Any]:
         experiment = read_json(folder / EXPERIMENT)
     methods: dict[str, dict[str, Any]] = {}
     notes, finished = list[str](), False
-    for line in _lines(folder / RECORD):
+    for number, line in enumerate(_lines(folder / RECORD), start=1):
         kind = line.get("kind")
         finished = kind == "end"
         if kind == "damaged":
             notes.append(str(line.get("reason")))
         if "method" not in line or kind not in ("round", "evaluation", "validation"):
             continue
-        empty = {"done": 0, "loss": [], "scores": [], "sent": {}, "missing": 0, "refused": 0}
-        method = methods.setdefault(str(line["method"]), empty)
-        if kind == "round":
-            _add_round(method, line, notes)
-        elif line.get("client") is None and kind == "evaluation":
-            _add_score(method, line)
-    for method in methods.values():
-        sent = method.pop("sent").values()
-        method["up"], method["down"] = (sum(pair[way] for pair in sent) for way in (0, 1))
+        method = methods.setdefault(str(line["method"]), {"done": 0, "loss": [], "scores": [], "lines": {}})
+        try:
+            if kind == "round":
+                _add_round(method, line, notes)
+            elif line.get("client") is None and kind == "evaluation":
+                _add_score(method, line)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{folder / RECORD}, line {number}, is not as it was written; `fedloom verify {folder}` checks all files"
+            ) from None
+    train = experiment.get("train")
+    rounds = train.get("rounds") if isinstance(train, dict) and isinstance(train.get("rounds"), int) else None
+    planned = experiment.get("methods")
     return {
         "kind": "run",
         "name": experiment.get("name", folder.name),
         "finished": finished,
-        "rounds": experiment.get("train", {}).get("rounds"),
-        "planned": list(experiment.get("methods", [])),
-        "methods": methods,
+        "rounds": rounds,
+        "planned": [str(name) for name in planned] if isinstance(planned, list) else [],
+        "methods": {name: _totals(method, rounds) for name, method in methods.items()},
         "notes": notes[-RECENT:],
     }
 
@@ -86,14 +94,41 @@ def _add_round(method: dict[str, Any], line: Mapping[str, Any], notes: list[str]
     method["done"] = max(method["done"], done)
     if line.get("client") is None and isinstance(line.get("loss"), int | float):
         method["loss"] = [pair for pair in method["loss"] if pair[0] < done] + [[done, line["loss"]]]
-    # A round that was run again after an interruption replaces its first attempt.
-    method["sent"][done, line.get("client")] = line.get("bytes_up", 0), line.get("bytes_down", 0)
-    for key in ("missing", "refused"):
-        method[key] += len(line.get(key, ()))
+    if (done, line.get("client")) not in method["lines"]:
         notes += [
-            f"{line['method']}, round {done}: client {one['client']} {key}: {one['reason']}"
+            f"{line['method']}, round {done}: the update of client {one['client']} {WORDS[key]}: {one['reason']}"
+            for key in WORDS
             for one in line.get(key, ())
         ]
+    # A round that was run again after an interruption replaces its first attempt.
+    method["lines"][done, line.get("client")] = {
+        "clients": [(int(one["client"]), key) for key in ANSWERS for one in line.get(key, ())],
+        **{key: float(line.get(key, 0)) for key in ("bytes_up", "bytes_down", "seconds")},
+    }
+
+
+def _totals(method: Mapping[str, Any], rounds: int | None) -> dict[str, Any]:
+    """Return what is shown of a method: its sums over rounds, and over the rounds of each client."""
+    lines = method["lines"].values()
+    clients: dict[int, dict[str, int]] = {}
+    for number, key in (pair for line in lines for pair in line["clients"]):
+        clients.setdefault(number, dict.fromkeys(ANSWERS, 0))[key] += 1
+    shared = [line["seconds"] for (_, client), line in method["lines"].items() if client is None]
+    return {
+        "done": method["done"],
+        "rounds": max(rounds or 0, method["done"]) or None,
+        "loss": method["loss"],
+        "scores": method["scores"],
+        "up": int(sum(line["bytes_up"] for line in lines)),
+        "down": int(sum(line["bytes_down"] for line in lines)),
+        "missing": sum(counts["missing"] for counts in clients.values()),
+        "refused": sum(counts["refused"] for counts in clients.values()),
+        "round_seconds": sum(shared) / len(shared) if shared else None,
+        "clients": [
+            {"client": number, "rounds": one["clients"], "missing": one["missing"], "refused": one["refused"]}
+            for number, one in sorted(clients.items())
+        ],
+    }
 
 
 def _add_score(method: dict[str, Any], line: Mapping[str, Any]) -> None:
@@ -150,18 +185,19 @@ def status_lines(progress: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {progress['messages']:,} messages left this site, {progress['bytes']:,} bytes"
     else:
         for name in dict.fromkeys([*progress["methods"], *progress["planned"]]):
-            yield f"  {_method_line(name, progress['methods'].get(name), progress['rounds'])}"
+            yield f"  {_method_line(name, progress['methods'].get(name))}"
     yield from (f"  note: {note}" for note in progress["notes"])
 
 
-def _method_line(name: str, method: Mapping[str, Any] | None, rounds: int | None) -> str:
+def _method_line(name: str, method: Mapping[str, Any] | None) -> str:
     if method is None:
         return f"{name}: waiting"
-    parts = [f"{name}: round {method['done']} of {rounds}"] if method["done"] else [f"{name}:"]
+    parts = [f"{name}: round {method['done']} of {method['rounds']}"] if method["done"] else [f"{name}:"]
     if method["loss"]:
         parts.append(f"loss {method['loss'][-1][1]:.4g}")
     if method["scores"]:
-        parts.append(f"test {100 * method['scores'][-1][1]:.1f} % after round {method['scores'][-1][0]}")
+        round, score = method["scores"][-1]
+        parts.append(f"test {100 * score:.1f} %" + (f" after round {round}" if round else ""))
     if method["up"]:
         parts.append(f"{method['up']:,} bytes up, {method['down']:,} down")
     if faults := method["missing"] + method["refused"]:

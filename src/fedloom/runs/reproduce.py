@@ -58,6 +58,8 @@ def run_of(name: str, folders: Sequence[Path], seed: int | None = None) -> Path:
         if not is_finished(folder):
             raise UserError(f"{folder} is not finished; continue it with `fedloom resume {folder}`")
         return folder
+    if folder.is_dir() and not folders:
+        raise UserError(f"{folder} is not the folder of a run: it has no {EXPERIMENT}")
     found = {
         (one.seed, one.folder): one for one in read_results(folders)[0] if one.entry == name.strip().lower()
     }
