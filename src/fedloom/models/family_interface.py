@@ -123,6 +123,8 @@ class Family:
         across: Whether a block's tokens see each other even beyond a sliding window.
         head: (model, hidden states) → logits.
         settings: (model) → arguments of the image processor.
+        bound: (model, image processor, pixels) → the settings with which the image processor makes images of at most so many
+            pixels; None for families whose images have a size or tiles of the model's own.
         template: The chat template of models that have none.
         swap: Path of the connector that can be replaced; empty if it cannot be.
         images: Whether the model sees images; otherwise it is loaded as a language model.
@@ -143,6 +145,7 @@ class Family:
     across: bool = False
     head: Callable[[Any, Tensor], Tensor] = plain_head
     settings: Callable[[Any], Mapping[str, Any]] = no_arguments
+    bound: Callable[[Any, Any, int], Mapping[str, Any]] | None = None
     template: str = PLAIN
     swap: str = ""
     images: bool = True

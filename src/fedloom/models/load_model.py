@@ -47,7 +47,12 @@ __all__ = [
     "other_devices",
     "why_not_storable",
     "with_feature_store",
+    "with_pixels",
 ]
+
+ENCODE_VALUES = 2**24
+"""The most values of images, resized and cut into tiles, that are encoded in one batch, unless a single image has more. 32
+images of 384 × 384 pixels, which most models take, have fewer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +119,9 @@ class Vlm:
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[LazyImage]) -> dict[str, Tensor]:
-        """Encode images in one batch, without the cache, and return their features [*grid, E] by image key.
+        """Encode images without the cache, and return their features [*grid, E] by image key.
+
+        They form one batch, or several of at most `ENCODE_VALUES` values.
 
         Raises:
             UserError: The model sees no images, or one of them is too small.
@@ -124,6 +131,11 @@ class Vlm:
         pixels = [[_with_clear_channels(image.pixels())] for image in images]
         settings = self.family.settings(self.model)
         inputs = self.processor.image_processor(pixels, return_tensors="pt", **settings)
+        values = sum(value.numel() for value in inputs.values() if isinstance(value, Tensor))
+        if values > ENCODE_VALUES and len(images) > 1:
+            size = max(1, len(images) * ENCODE_VALUES // values)
+            parts = (images[start : start + size] for start in range(0, len(images), size))
+            return {key: row for part in parts for key, row in self.encode_images(part).items()}
         on_device = {
             key: value.to(self.device) if isinstance(value, Tensor) else value
             for key, value in inputs.items()
@@ -137,6 +149,27 @@ class Vlm:
 def _with_clear_channels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Enlarge each pixel to 8 × 8 if image processors would mistake the rows of [H, W, 3] for channels."""
     return pixels.repeat(8, 0).repeat(8, 1) if pixels.shape[0] in (1, 3, 4) else pixels
+
+
+def with_pixels(vlm: Vlm, pixels: int | None) -> Vlm:
+    """Return a model whose images have at most so many pixels; smaller bounds of its own stay.
+
+    Args:
+        vlm: The model, which is not changed.
+        pixels: The bound, ≥ 1; None returns the model itself.
+
+    Raises:
+        UserError: The family does not encode images in their own size, or no image token fits the bound.
+    """
+    if pixels is None:
+        return vlm
+    if vlm.family.bound is None:
+        raise UserError(
+            f"model.pixels: {vlm.name!r} resizes all images to a size or to tiles of its own; leave the key out"
+        )
+    own = vlm.processor.image_processor
+    processor = type(own).from_dict({**own.to_dict(), **vlm.family.bound(vlm.model, own, pixels)})
+    return replace(vlm, processor=replace(vlm.processor, image_processor=processor))
 
 
 def with_feature_store(vlm: Vlm, folder: Path, limit: int, code: str = "") -> Vlm:
