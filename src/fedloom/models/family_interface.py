@@ -41,9 +41,11 @@ def send(value: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor of the processor to a device; to an accelerator from pinned memory, without waiting.
 
     So the next batch is built and copied while the device computes the last one. A tensor that is there already is returned
-    itself.
+    itself. Other devices than CUDA's get a plain copy.
     """
-    return value if value.device == device else value.pin_memory().to(device, non_blocking=True)
+    if value.device == device:
+        return value
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
 
 def image_token(model: Any, tokenizer: Any) -> str:
