@@ -192,7 +192,7 @@ def test_a_card_without_memory_ends_the_run_with_advice(
 
     with simulated_accelerator():
         monkeypatch.setattr(backpropagation, "answer_losses", full)
-        advice = r"memory of the accelerator ran out; try engine\.recompute=always.* train\.batch_size"
+        advice = r"memory of the accelerator ran out; try engine\.recompute=always.* train\.micro_batch"
         with pytest.raises(UserError, match=advice), user_errors():
             run_experiment(here, tmp_path, Progress(None))
         monkeypatch.setattr(backpropagation, "answer_losses", losses)
