@@ -22,7 +22,7 @@ from fedloom.data.drawn_shapes import MAKERS
 from fedloom.engine import machine_choices as module
 from fedloom.engine.in_process import WINDOW
 from fedloom.engine.machine_choices import MOST, Choice, Machine, choose, saved_bytes, this_machine
-from fedloom.models import batches as batches
+from fedloom.models import logits
 from fedloom.models.batches import answer_losses, collate
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
 from fedloom.models.load_model import load_vlm
@@ -171,8 +171,8 @@ def test_a_head_in_pieces_gives_the_same_losses_and_gradients(
     (job,) = jobs(tuned, 1)
     batch = collate(tuned.vlm, [next(job.batches())])
     results = []
-    for logits in (batches.MAX_LOGITS, tuned.vlm.model.get_input_embeddings().num_embeddings * 2):
-        monkeypatch.setattr(batches, "MAX_LOGITS", logits)
+    for most in (logits.MAX_LOGITS, tuned.vlm.model.get_input_embeddings().num_embeddings * 2):
+        monkeypatch.setattr(logits, "MAX_LOGITS", most)
         tuned.grads.zero_()
         losses = answer_losses(tuned.vlm, batch)
         losses.sum().backward()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.simulated_accelerator import MixedDevices, simulated_accelerator
+from tests.simulated_accelerator import Accelerator, MixedDevices, simulated_accelerator
 
 from fedloom.client.backpropagation import backpropagate
 from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.models.batches import answer_losses, collate, generate, option_scores
 from fedloom.models.family_table import FAMILIES
-from fedloom.models.load_model import Vlm, load_vlm, move_model
+from fedloom.models.load_model import Vlm, load_vlm, move_model, rest_encoder
 from fedloom.models.precision import deterministic_kernels
 from fedloom.models.teacher_forcing import teacher_forced
 from fedloom.seeds import torch_stream
@@ -25,12 +26,14 @@ from fedloom.tuning.dropout import Masks, adapter_dropout
 from fedloom.tuning.strategies import LoRA, stage
 
 from .conversations import TARGETS, talks
+from .tiny import Drawn
 
 FAST = ("llava", "qwen2_5_vl", "gemma3")
+FAMILIES_THAT_SEE = [name for name, family in FAMILIES.items() if family.images]
 
 
-def families() -> list[Any]:
-    return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(FAMILIES)]
+def families(names: Iterable[str] = FAMILIES) -> list[Any]:
+    return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(names)]
 
 
 def masks(client: int) -> Masks:
@@ -145,6 +148,48 @@ def test_a_copy_on_another_device_trains_as_the_first_does(saved: Callable[[str]
             grads.append(one.grads.cpu())
         assert device.device(other.grads) == torch.device("cuda", 1)
     assert grads[0].any() and torch.equal(*grads)
+
+
+def test_a_copy_goes_straight_to_its_device(saved: Callable[[str], Path]) -> None:
+    """The first card never holds the model twice."""
+    vlm, placed = load_vlm(str(saved("llava"))), Counter[str]()
+    with simulated_accelerator(devices=2) as device:
+        tuned = tuned_of(move_model(vlm, "cuda", "float32"), 0.0)
+        put = device.live.put
+
+        def noted(value: torch.Tensor, where: torch.device) -> None:
+            placed[str(where)] += value.untyped_storage().nbytes()
+            put(value, where)
+
+        device.live.put = noted
+        other = replica(tuned, torch.device("cuda", 1))
+        values = [*other.vlm.model.parameters(), *other.vlm.model.buffers(), other.flat, other.grads]
+        assert {str(device.device(value)) for value in values if value.numel()} == {"cuda:1"}
+    assert placed["cuda:0"] == 0
+    assert placed["cuda:1"] >= sum(value.nbytes for value in vlm.model.parameters())
+
+
+@pytest.mark.parametrize("name", families(FAMILIES_THAT_SEE))
+def test_an_encoder_leaves_the_device_after_features_are_made_and_comes_back_for_another_image(
+    name: str, saved: Callable[[str], Path]
+) -> None:
+    plain, vlm = load_vlm(str(saved(name))), load_vlm(str(saved(name)))
+    images, late = [image for talk in talks(vlm) for image in talk.pictures], [Drawn("late", 24, 24)]
+
+    def places(device: Accelerator) -> set[str]:
+        names = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())["encoder"]
+        return {str(device.device(vlm.model.get_parameter(name))) for name in names}
+
+    with simulated_accelerator() as device:
+        move_model(vlm, "cuda", "float32")
+        vlm.image_features(images)
+        rest_encoder(vlm)
+        assert places(device) <= {"cpu"} and vlm.device.type == "cuda"
+        assert torch.equal(option_scores(vlm, talks(vlm)), option_scores(plain, talks(plain)))
+        assert [tensor.tolist() for tensor in trained(vlm)] == [tensor.tolist() for tensor in trained(plain)]
+        assert places(device) <= {"cpu"}
+        assert torch.equal(*(one.image_features(late)[0] for one in (vlm, plain)))
+        assert places(device) <= {"cuda:0"}
 
 
 def test_deterministic_kernels_are_asked_for_on_an_accelerator_only() -> None:

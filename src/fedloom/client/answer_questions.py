@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedloom.client.answer_passes import passes
 from fedloom.models.batches import Connect, encode, generate, option_scores
 from fedloom.models.decoder_inputs import max_positions
 from fedloom.models.load_model import Vlm
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from fedloom.config.schema import Evaluate
 
 BATCH_SIZE = 32
-"""Conversations in one pass, over all clients that answer side by side."""
+"""Conversations in one pass, over all clients that answer side by side; fewer where they would take too much memory, see
+`fedloom.client.answer_passes`."""
 
 PACKED = 2048
 """Most tokens of a question's options in one pass, unless a single option has more: a pass takes time and memory that
@@ -153,18 +155,25 @@ def score_options(
 ) -> Tensor:
     """Score every option as `fedloom.models.batches.option_scores` does, in as many passes as `PACKED` requires."""
     pieces = [_pieces(vlm, conversation) for conversation in batch]
-    passes = max(map(len, pieces))
-    if passes == 1:
-        return option_scores(vlm, batch, connects)
     clients = 1 if connects is None else len(connects)
     scores = torch.zeros(clients, len(batch), max(len(conversation.options) for conversation in batch))
-    for number in range(passes):
+    for number in range(max(map(len, pieces))):
         left = [(k, own[number]) for k, own in enumerate(pieces) if number < len(own)]
-        part = [replace(batch[k], options=batch[k].options[piece]) for k, piece in left]
-        partial_scores = option_scores(vlm, part, connects).view(clients, len(part), -1)
-        for at, (k, piece) in enumerate(left):
-            scores[:, k, piece] = partial_scores[:, at, : piece.stop - piece.start]
+        for some in passes(vlm, [_width(vlm, batch[k], piece) for k, piece in left], clients):
+            part = [
+                batch[k] if len(pieces[k]) == 1 else replace(batch[k], options=batch[k].options[piece])
+                for k, piece in left[some]
+            ]
+            partial_scores = option_scores(vlm, part, connects).view(clients, len(part), -1)
+            for at, (k, piece) in enumerate(left[some]):
+                scores[:, k, piece] = partial_scores[:, at, : piece.stop - piece.start]
     return scores.flatten(0, 1)
+
+
+def _width(vlm: Vlm, conversation: Conversation, piece: slice) -> int:
+    """Return the tokens of a question with some of its options."""
+    encoded = encode(vlm, conversation, conversation.options)
+    return len(encoded.prompt) + sum(map(len, encoded.answers[piece]))
 
 
 def _pieces(vlm: Vlm, conversation: Conversation) -> list[slice]:
@@ -180,9 +189,25 @@ def _pieces(vlm: Vlm, conversation: Conversation) -> list[slice]:
 def _replies(
     vlm: Vlm, connects: Sequence[Connect], batch: Sequence[Conversation], settings: Evaluate
 ) -> list[str]:
+    """Return the reply to every question, client after client."""
     if settings.scoring == "teacher-forced":
-        return teacher_forced(vlm, batch, connects)
-    return generate(vlm, batch, connects, max_tokens=_max_tokens(vlm, batch))
+        answer_all = partial(teacher_forced, vlm)
+        widths = [
+            _width(vlm, replace(conversation, options=(conversation.answer,)), slice(1))
+            for conversation in batch
+        ]
+    else:
+        longest = _max_tokens(vlm, batch)  # of the whole batch, so that passes change no reply
+        answer_all = partial(generate, vlm, max_tokens=longest)
+        widths = [len(encode(vlm, conversation, []).prompt) + longest for conversation in batch]
+    replies = [answer_all(batch[some], connects=connects) for some in passes(vlm, widths, len(connects))]
+    sizes = [len(part) // len(connects) for part in replies]
+    return [
+        reply
+        for row in range(len(connects))
+        for part, size in zip(replies, sizes, strict=True)
+        for reply in part[row * size : (row + 1) * size]
+    ]
 
 
 def _max_tokens(vlm: Vlm, batch: Sequence[Conversation]) -> int:

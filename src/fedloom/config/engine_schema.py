@@ -19,7 +19,7 @@ class Engine(Section):
     workers: Count | Literal["auto"] = Field(
         default="auto",
         description="Processes, or accelerators, that train a cohort's clients at once; auto is one process per "
-        "thread where rounds are long, or every accelerator.",
+        "thread where rounds are long, or one accelerator.",
     )
     backend: Literal["auto", "in-process", "workers", "ray"] = Field(
         default="auto",

@@ -208,9 +208,15 @@ class Model(Section):
         description="Most tokens of an example, images and answer included, at most the model's own limit; null "
         "is 8192.",
     )
+    pixels: Count | None = Field(
+        default=None,
+        description="Most pixels of an image, for families that encode images in their own size: larger ones are made smaller; "
+        "null leaves the model's own bound.",
+    )
     network: Flag = Field(default=False, description="Whether a model hub may be contacted.")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Device of the model; auto is cuda where available."
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field(
+        default="auto",
+        description="Device of the model; auto is cuda where available. mps and xpu have never been tested.",
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",

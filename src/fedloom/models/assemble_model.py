@@ -24,7 +24,7 @@ from fedloom.models.connectors import load_trained, new_connector, trained_file
 from fedloom.models.family_interface import Family
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.hub import Source
-from fedloom.models.load_model import Processor, Vlm, load_vlm
+from fedloom.models.load_model import Processor, Vlm, load_vlm, with_pixels
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import combine_digests, file_digest
 from fedloom.system.garbage_collection import without_garbage_collection
@@ -71,8 +71,10 @@ def load_base(settings: Model, families: Mapping[str, Family] = FAMILIES) -> Vlm
         UserError: Something cannot be loaded or does not fit.
     """
     if settings.encoder is not None and settings.llm is not None:
-        return assemble(settings.encoder, settings.llm, settings.network, lean=_lean(settings))
-    return load_vlm(settings.path, network=settings.network, families=families, lean=_lean(settings))
+        vlm = assemble(settings.encoder, settings.llm, settings.network, lean=_lean(settings))
+    else:
+        vlm = load_vlm(settings.path, network=settings.network, families=families, lean=_lean(settings))
+    return with_pixels(vlm, settings.pixels)
 
 
 def _lean(settings: Model) -> bool:

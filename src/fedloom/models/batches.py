@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
 
 from fedloom.models.chat_templates import assistant_turn
 from fedloom.models.decoder_inputs import (
@@ -31,12 +28,10 @@ from fedloom.models.decoder_inputs import (
 from fedloom.models.family_interface import Grid
 from fedloom.models.last_layer import last_layer_at
 from fedloom.models.load_model import Vlm
+from fedloom.models.logits import token_losses
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.types import Conversation, Turn
-
-MAX_LOGITS = 2**26
-"""The most logits that training computes at once; a batch with more answer tokens is split into pieces."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,23 +239,8 @@ def answer_losses(vlm: Vlm, batch: Batch, connects: Sequence[Connect] | None = N
     All conversations of a client have the same weight, whatever the length of their answers. The head is applied at
     answer positions only; question, padding and image tokens add nothing to the loss.
     """
-    states, targets = answer_states(vlm, batch, connects), batch.target  # [N, D], [N]
-    size = max(1, MAX_LOGITS // vlm.model.get_input_embeddings().num_embeddings)
-    if len(targets) <= size:
-        losses = _token_losses(vlm, states, targets)
-    else:  # the backward pass computes each piece's logits again, so only one piece's are in memory at a time
-        losses = torch.cat(
-            [
-                checkpoint(partial(_token_losses, vlm), *piece, use_reentrant=False, preserve_rng_state=False)
-                for piece in zip(states.split(size), targets.split(size), strict=True)
-            ]
-        )
+    losses = token_losses(vlm, answer_states(vlm, batch, connects), batch.target)
     return torch.stack([part.sum() for part in (losses * batch.weight).split(batch.sizes)])
-
-
-def _token_losses(vlm: Vlm, states: Tensor, targets: Tensor) -> Tensor:  # [N, D], [N] → [N]
-    logits = vlm.family.head(vlm.model, states)  # [N, vocabulary]
-    return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def pad(vlm: Vlm, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -334,8 +314,8 @@ def option_scores(
     inputs = decoder_inputs(vlm, padded, tokens, allowed=allowed, position=position)
     with last_layer_at(vlm, vlm.send(used)):
         states = run_decoder(vlm, inputs, use_cache=False)
-    logits = vlm.family.head(vlm.model, states.flatten(0, 1)[vlm.send(predicting)])
-    likelihoods = -F.cross_entropy(logits.float(), vlm.send(ids[row, column]), reduction="none")
+    states = states.flatten(0, 1)[vlm.send(predicting)]
+    likelihoods = -token_losses(vlm, states, vlm.send(ids[row, column]))
     most = max(len(options.answers) for options in encoded)
     scores = torch.zeros(len(rows), most)
     return scores.index_put_((row, option), likelihoods.cpu(), accumulate=True)

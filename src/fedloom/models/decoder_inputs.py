@@ -122,7 +122,7 @@ def connect_images(
         by_index: dict[int, Tensor] = {}
         for shape in dict.fromkeys(image.shape for image in images):
             indices = [index for index, image in enumerate(images) if image.shape == shape]
-            tokens = connect(vlm.send(torch.stack([images[index] for index in indices])))
+            tokens = connect(vlm.send(torch.stack([images[index] for index in indices])).float())
             by_index.update(zip(indices, tokens, strict=True))
         embeddings += [by_index[index] for index in range(len(images))]
     return embeddings

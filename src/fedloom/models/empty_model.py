@@ -22,7 +22,7 @@ from fedloom.models.connectors import new_connector
 from fedloom.models.family_interface import Family
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.hub import Source
-from fedloom.models.load_model import Vlm
+from fedloom.models.load_model import Vlm, with_pixels
 from fedloom.models.processor import Processor
 from fedloom.models.quantized_layers import quantized_bytes, quantized_names
 from fedloom.system.errors import UserError
@@ -48,6 +48,7 @@ def empty_vlm(settings: Model, families: Mapping[str, Family] = FAMILIES) -> Vlm
         vlm = _assembled(settings.encoder, settings.llm, settings.network)
     else:
         vlm = _whole(settings, families)
+    vlm = with_pixels(vlm, settings.pixels)
     name = settings.connector or (DEFAULT_CONNECTOR if settings.encoder is not None else None)
     path = vlm.family.swap
     if name is None or not path:

@@ -41,9 +41,11 @@ def send(value: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor of the processor to a device; to an accelerator from pinned memory, without waiting.
 
     So the next batch is built and copied while the device computes the last one. A tensor that is there already is returned
-    itself.
+    itself. Other devices than CUDA's get a plain copy.
     """
-    return value if value.device == device else value.pin_memory().to(device, non_blocking=True)
+    if value.device == device:
+        return value
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
 
 def image_token(model: Any, tokenizer: Any) -> str:
@@ -123,6 +125,8 @@ class Family:
         across: Whether a block's tokens see each other even beyond a sliding window.
         head: (model, hidden states) → logits.
         settings: (model) → arguments of the image processor.
+        bound: (model, image processor, pixels) → the settings with which the image processor makes images of at most so many
+            pixels; None for families whose images have a size or tiles of the model's own.
         template: The chat template of models that have none.
         swap: Path of the connector that can be replaced; empty if it cannot be.
         images: Whether the model sees images; otherwise it is loaded as a language model.
@@ -143,6 +147,7 @@ class Family:
     across: bool = False
     head: Callable[[Any, Tensor], Tensor] = plain_head
     settings: Callable[[Any], Mapping[str, Any]] = no_arguments
+    bound: Callable[[Any, Any, int], Mapping[str, Any]] | None = None
     template: str = PLAIN
     swap: str = ""
     images: bool = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedloom.models import (
     encoder_free,
     gemma,
+    image_bounds,
     mllama,
     ovis2,
     query_connectors,
@@ -50,7 +51,7 @@ FAMILIES: dict[str, Family] = {
     "mistral3": Family(
         summary="Mistral Small 3.1 and 3.2: images of any size, four patches in one token, a mark after each row",
         parts=_LLAVA, encode=vision_towers.pixtral_encode, connect=vision_towers.pixtral_connect, spell=vision_towers.pixtral_spell,
-        settings=vision_towers.whole_tokens,
+        settings=vision_towers.whole_tokens, bound=image_bounds.by_edge,
     ),
     "llava_next": Family(
         summary="LLaVA-NeXT (1.6): as LLaVA, with tiles of larger images",
@@ -103,29 +104,35 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family(
         summary="Qwen2-VL: images of any size",
         parts=_QWEN, encode=qwen_vl.qwen_encode, connect=qwen_vl.qwen_connect, positions=qwen_vl.qwen_positions,
+        bound=image_bounds.by_area,
     ),
     "qwen2_5_vl": Family(
         summary="Qwen2.5-VL: as Qwen2-VL, with windowed attention in the encoder",
         parts=_QWEN, encode=qwen_vl.windowed_encode, connect=qwen_vl.qwen_connect,
         positions=qwen_vl.qwen_positions,
+        bound=image_bounds.by_area,
     ),
     "qwen3_vl": Family(
         summary="Qwen3-VL: as Qwen2-VL, with features of several layers of the encoder",
         parts=_QWEN, encode=qwen_vl.qwen_encode, connect=qwen_vl.qwen_connect, place=qwen_vl.deepstack_place,
         positions=qwen_vl.qwen_positions,
+        bound=image_bounds.by_area,
     ),
     "qwen3_vl_moe": Family(
         summary="Qwen3-VL with a mixture of experts",
         parts=_QWEN, encode=qwen_vl.qwen_encode, connect=qwen_vl.qwen_connect, place=qwen_vl.deepstack_place,
         positions=qwen_vl.qwen_positions,
+        bound=image_bounds.by_area,
     ),
     "glm4v": Family(
         summary="GLM-4.1V: images of any size; the encoder merges patches",
         parts=_GLM, encode=qwen_vl.glm_encode, connect=qwen_vl.glm_connect, positions=qwen_vl.qwen_positions,
+        bound=image_bounds.by_area_of_frames,
     ),
     "glm46v": Family(
         summary="GLM-4.6V Flash: as GLM-4.1V",
         parts=_GLM, encode=qwen_vl.glm_encode, connect=qwen_vl.glm_connect, positions=qwen_vl.qwen_positions,
+        bound=image_bounds.by_area_of_frames,
     ),
     "paligemma": Family(
         summary="PaliGemma 1 and 2: linear connector, bidirectional attention within the prompt",
@@ -175,6 +182,7 @@ FAMILIES: dict[str, Family] = {
         summary="Emu3: no encoder, images of any size become tokens of the decoder",
         parts=Parts(("model.vqmodel",), (), ("model.text_model", "lm_head")),
         encode=encoder_free.emu_encode, connect=encoder_free.embed_tokens, spell=encoder_free.emu_spell,
+        bound=image_bounds.by_bounds,
     ),
     **dict.fromkeys(text_only.DECODERS, Family(
         summary="Language model without images: text only",

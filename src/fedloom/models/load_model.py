@@ -45,9 +45,15 @@ __all__ = [
     "load_vlm",
     "move_model",
     "other_devices",
+    "rest_encoder",
     "why_not_storable",
     "with_feature_store",
+    "with_pixels",
 ]
+
+ENCODE_VALUES = 2**24
+"""The most values of images, resized and cut into tiles, that are encoded in one batch, unless a single image has more. 32
+images of 384 × 384 pixels, which most models take, have fewer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +83,8 @@ class Vlm:
 
     @property
     def device(self) -> torch.device:
-        """The model's device."""
-        return self.model.device
+        """The language model's device; the encoder may be elsewhere, see `rest_encoder`."""
+        return self.model.get_input_embeddings().weight.device
 
     def send(self, value: Tensor) -> Tensor:
         """Copy a tensor of the processor to the model's device, without waiting."""
@@ -105,7 +111,10 @@ class Vlm:
         return self.model.get_decoder()
 
     def image_features(self, images: Sequence[LazyImage]) -> list[Tensor]:
-        """Return the encoder features of each image, shape [*grid, E]; each image is encoded once."""
+        """Return the encoder features of each image, shape [*grid, E]; each image is encoded once.
+
+        They are float32, or bfloat16 if the language model has 16 bits and a connector reads them.
+        """
         return self.memo.image_features(images, self.encode_images)
 
     def grids(self, images: Sequence[LazyImage]) -> tuple[Grid, ...]:
@@ -114,7 +123,9 @@ class Vlm:
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[LazyImage]) -> dict[str, Tensor]:
-        """Encode images in one batch, without the cache, and return their features [*grid, E] by image key.
+        """Encode images without the cache, and return their features [*grid, E] by image key.
+
+        They form one batch, or several of at most `ENCODE_VALUES` values.
 
         Raises:
             UserError: The model sees no images, or one of them is too small.
@@ -124,19 +135,73 @@ class Vlm:
         pixels = [[_with_clear_channels(image.pixels())] for image in images]
         settings = self.family.settings(self.model)
         inputs = self.processor.image_processor(pixels, return_tensors="pt", **settings)
+        values = sum(value.numel() for value in inputs.values() if isinstance(value, Tensor))
+        if values > ENCODE_VALUES and len(images) > 1:
+            size = max(1, len(images) * ENCODE_VALUES // values)
+            parts = (images[start : start + size] for start in range(0, len(images), size))
+            return {key: row for part in parts for key, row in self.encode_images(part).items()}
         on_device = {
             key: value.to(self.device) if isinstance(value, Tensor) else value
             for key, value in inputs.items()
         }
+        _move_encoder(self, self.device)
         encoded = self.family.encode(self.model, on_device)
         if any(row.numel() == 0 for row in encoded):
             raise UserError("an image is too small in one direction: no image token is left of it")
-        return {image.key: row.cpu().clone() for image, row in zip(images, encoded, strict=True)}
+        dtype = self.feature_dtype
+        return {
+            image.key: (row if dtype is None else row.to(dtype)).cpu().clone()
+            for image, row in zip(images, encoded, strict=True)
+        }
+
+    @property
+    def feature_dtype(self) -> torch.dtype | None:
+        """The data type in which features are kept, or None for that which the encoder gives.
+
+        Features without a connector are tokens, whose numbers bfloat16 would round.
+        """
+        return torch.bfloat16 if self.precision.itemsize == 2 and self.family.parts.connector else None
 
 
 def _with_clear_channels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Enlarge each pixel to 8 × 8 if image processors would mistake the rows of [H, W, 3] for channels."""
     return pixels.repeat(8, 0).repeat(8, 1) if pixels.shape[0] in (1, 3, 4) else pixels
+
+
+def rest_encoder(vlm: Vlm) -> None:
+    """Move a model's encoder to the processor, in place, so that an accelerator has its memory for training.
+
+    It comes back when an image has to be encoded.
+    """
+    _move_encoder(vlm, torch.device("cpu"))
+
+
+def _move_encoder(vlm: Vlm, device: torch.device) -> None:
+    parts = vlm.family.parts
+    for name, value in [*vlm.model.named_parameters(), *vlm.model.named_buffers()]:
+        if value.device != device and _inside(vlm, name) and parts.part_of(name) == "encoder":
+            value.data = value.data.to(device)
+
+
+def with_pixels(vlm: Vlm, pixels: int | None) -> Vlm:
+    """Return a model whose images have at most so many pixels; smaller bounds of its own stay.
+
+    Args:
+        vlm: The model, which is not changed.
+        pixels: The bound, ≥ 1; None returns the model itself.
+
+    Raises:
+        UserError: The family does not encode images in their own size, or no image token fits the bound.
+    """
+    if pixels is None:
+        return vlm
+    if vlm.family.bound is None:
+        raise UserError(
+            f"model.pixels: {vlm.name!r} resizes all images to a size or to tiles of its own; leave the key out"
+        )
+    own = vlm.processor.image_processor
+    processor = type(own).from_dict({**own.to_dict(), **vlm.family.bound(vlm.model, own, pixels)})
+    return replace(vlm, processor=replace(vlm.processor, image_processor=processor))
 
 
 def with_feature_store(vlm: Vlm, folder: Path, limit: int, code: str = "") -> Vlm:
@@ -191,6 +256,7 @@ def encoder_identity(vlm: Vlm) -> dict[str, Any]:
         "processor": vlm.processor.image_processor.to_dict(),
         "dtype": str(_encoder_dtype(vlm)),
         "format": 2,
+        **({} if vlm.feature_dtype is None else {"kept": str(vlm.feature_dtype)}),
     }
 
 

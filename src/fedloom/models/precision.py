@@ -16,24 +16,24 @@ BFLOAT16_FROM = (8, 0)
 
 
 def device_of(setting: str) -> str:
-    """Return the kind of device that `model.device` means here, "cpu" or "cuda"; only "cpu" does not ask for a card.
+    """Return the kind of device that `model.device` means here; only "cpu" does not ask for a card, and auto is cuda or cpu.
 
     Raises:
-        UserError: The setting is cuda, and there is none here.
+        UserError: There is no such device here.
     """
     if setting == "cpu":
         return "cpu"  # without a question to CUDA, after which this process could not be copied
-    if torch.cuda.is_available():
-        return "cuda"
-    if setting == "cuda":
-        raise UserError("model.device: there is no cuda device here; choose cpu or auto")
-    return "cpu"
+    kind = "cuda" if setting == "auto" else setting
+    there = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}[kind].is_available()
+    if not there and setting != "auto":
+        raise UserError(f"model.device: there is no {kind} device here; choose cpu or auto")
+    return kind if there else "cpu"
 
 
 def precision_of(setting: str, device: str) -> str:
     """Return the data type that `model.precision` means on a kind of device.
 
-    "auto" is float32 on processors; on cards it is bfloat16 where the card multiplies in it, and otherwise float16, for which
+    "auto" is float32 on processors, MPS and XPU; on NVIDIA's cards it is bfloat16 where the card multiplies in it, and otherwise float16, for which
     losses are scaled (`fedloom.client.backpropagation`).
 
     Args:
@@ -42,7 +42,7 @@ def precision_of(setting: str, device: str) -> str:
     """
     if setting != "auto":
         return setting
-    if device == "cpu":
+    if device != "cuda":
         return "float32"
     return "bfloat16" if torch.cuda.get_device_capability() >= BFLOAT16_FROM else "float16"
 
@@ -58,7 +58,7 @@ def deterministic_kernels(enabled: bool, setting: str) -> Iterator[None]:
         enabled: `engine.deterministic`; False changes nothing.
         setting: `model.device`.
     """
-    if not enabled or device_of(setting) == "cpu":
+    if not enabled or device_of(setting) != "cuda":
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call

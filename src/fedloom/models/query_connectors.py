@@ -73,7 +73,7 @@ def granite4_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     for pixels, shape in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
         rows, columns = get_anyres_image_grid_shape(shape, config.image_grid_pinpoints, size)
         tiles = pixels[: rows * columns + 1].to(dtype_of(model.model.vision_tower))
-        outputs = model.model.vision_tower(tiles, output_hidden_states=True)
+        outputs = model.model.vision_tower(tiles, output_hidden_states=granite4_layers(config))
         states = torch.cat([outputs.hidden_states[layer][:, start:] for layer in granite4_layers(config)], -1)
         ordered = torch.cat((states[1:], states[:1], states.new_zeros(columns - 1, *states.shape[1:])))
         extra = _cut([int(length) for length in shape], rows * side, columns * side)

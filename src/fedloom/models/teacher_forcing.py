@@ -15,6 +15,7 @@ import torch
 from fedloom.models.batches import answer_states, collate
 from fedloom.models.decoder_inputs import Connect
 from fedloom.models.load_model import Vlm
+from fedloom.models.logits import likeliest_tokens
 from fedloom.types import Conversation
 
 
@@ -31,7 +32,7 @@ def teacher_forced(
     """
     connects = connects or [vlm.connect]
     batch = collate(vlm, [conversations] * len(connects))
-    best = vlm.family.head(vlm.model, answer_states(vlm, batch, connects)).argmax(-1).cpu()  # [N]
+    best = likeliest_tokens(vlm, answer_states(vlm, batch, connects)).cpu()  # [N]
     rows = batch.row.cpu()
     answers = [best[rows == row] for row in range(len(batch.ids))]
     return [text.strip() for text in vlm.tokenizer.batch_decode(answers, skip_special_tokens=True)]

@@ -21,13 +21,16 @@ from fedloom.models.family_interface import Grid, dtype_of, image_token, one_eac
 def chosen_layers(model: Any, pixel_values: Tensor) -> Tensor:
     """Return the hidden states of the layers in LLaVA's configuration, before the last norm: [N, T, E]."""
     config = model.config
-    tower = model.model.vision_tower
-    states = tower(pixel_values.to(dtype_of(tower)), output_hidden_states=True).hidden_states
-    layers = config.vision_feature_layer
+    tower, layers = model.model.vision_tower, _listed(config.vision_feature_layer)
+    states = tower(pixel_values.to(dtype_of(tower)), output_hidden_states=layers).hidden_states
     # "default" drops the class token; ViP-LLaVA, which has no such key, always does.
     start = 0 if getattr(config, "vision_feature_select_strategy", "default") == "full" else 1
-    selected = [states[layer][:, start:] for layer in ([layers] if isinstance(layers, int) else layers)]
-    return torch.cat(selected, dim=-1)
+    return torch.cat([states[layer][:, start:] for layer in layers], dim=-1)
+
+
+def _listed(layers: int | list[int]) -> list[int]:
+    """Return numbers of layers as a list; an encoder keeps the states of these alone."""
+    return [layers] if isinstance(layers, int) else layers
 
 
 def llava_encode(model: Any, inputs: Mapping[str, Any]) -> Tensor:
@@ -71,13 +74,14 @@ def whole_tokens(model: Any) -> dict[str, Any]:
 
 def pixtral_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     """Encode images of any size, each without the padding of its batch: [R, C, E]."""
-    layers, patch, features = model.config.vision_feature_layer, model.config.vision_config.patch_size, []
+    patch, features = model.config.vision_config.patch_size, []
+    layers = _listed(model.config.vision_feature_layer)
     for pixels, size in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
         height, width = (int(side) for side in size)
         own = pixels[None, :, :height, :width].to(dtype_of(model.model.vision_tower))
-        states = model.model.vision_tower(own, output_hidden_states=True).hidden_states
-        selected = [states[layer][0] for layer in ([layers] if isinstance(layers, int) else layers)]
-        features.append(torch.cat(selected, dim=-1).unflatten(0, (height // patch, width // patch)))
+        states = model.model.vision_tower(own, output_hidden_states=layers).hidden_states
+        selected = torch.cat([states[layer][0] for layer in layers], dim=-1)
+        features.append(selected.unflatten(0, (height // patch, width // patch)))
     return features
 
 
@@ -155,9 +159,9 @@ def anyres_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
 def internvl_encode(model: Any, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
     """Encode the tiles of each image and merge neighboring patches: [N, T / 4, 4 · E]."""
     config = model.config
-    tower = model.model.vision_tower
-    outputs = tower(inputs["pixel_values"].to(dtype_of(tower)), output_hidden_states=True)
-    layer = config.vision_feature_layer
+    tower, layer = model.model.vision_tower, config.vision_feature_layer
+    selected = False if layer == -1 else [layer]
+    outputs = tower(inputs["pixel_values"].to(dtype_of(tower)), output_hidden_states=selected)
     states = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
     if config.vision_feature_select_strategy == "default":
         states = states[:, 1:]

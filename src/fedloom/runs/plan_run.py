@@ -17,6 +17,7 @@ from fedloom.engine.machine_choices import this_machine
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.empty_model import empty_vlm
 from fedloom.models.longest_example import longest
+from fedloom.models.precision import device_of as kind_of_device
 from fedloom.models.text_only import without_images
 from fedloom.runs.resource_plan import (
     BASELINES_TRAINED,
@@ -45,12 +46,9 @@ def device_of(experiment: Experiment) -> torch.device:
     """Return the device on which an experiment would run.
 
     Raises:
-        UserError: It asks for a GPU, and there is none.
+        UserError: It asks for an accelerator that is not here.
     """
-    cuda = torch.cuda.is_available()
-    if experiment.model.device == "cuda" and not cuda:
-        raise UserError("model.device: there is no cuda device here; choose cpu or auto")
-    return torch.device("cuda" if cuda and experiment.model.device != "cpu" else "cpu")
+    return torch.device(kind_of_device(experiment.model.device))
 
 
 def plan_run(experiment: Experiment) -> ResourcePlan:

@@ -22,7 +22,7 @@ from fedloom.models.assemble_model import base_digest, load_base, parts_digest, 
 from fedloom.models.example_checks import CheckedData, check_examples
 from fedloom.models.hub import Source
 from fedloom.models.judge_model import load_judge
-from fedloom.models.load_model import Vlm, move_model, other_devices, with_feature_store
+from fedloom.models.load_model import Vlm, move_model, other_devices, rest_encoder, with_feature_store
 from fedloom.models.precision import deterministic_kernels, device_of, precision_of
 from fedloom.models.sentence_embeddings import sentence_source
 from fedloom.models.text_only import check_pattern
@@ -113,6 +113,8 @@ def set_up_run(
     progress.advance()
     check_pattern(vlm.family, experiment.scenario.pattern)
     check = checked_data(experiment, vlm, data, progress, complete=site_data is None)
+    for other in replicas:
+        rest_encoder(other.vlm)
     clock.lap("vision")
     data = check.data
     divide = plan_and_validation if site_data is None else plan_over_sites
@@ -240,8 +242,8 @@ def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tu
         stage = merged_stage(stages_of(experiment))
         tuned = prepare(loaded_model(experiment, models), stage, experiment.training_seed)
         try:
-            devices = other_devices(tuned.vlm)
-            used = devices if engine.workers == "auto" else devices[: engine.workers - 1]
+            # Several cards are used only on request, because nothing has shown yet that they are faster.
+            used = [] if engine.workers == "auto" else other_devices(tuned.vlm)[: engine.workers - 1]
             yield tuned, tuple(replica(tuned, device) for device in used)
         finally:
             release(tuned)
@@ -280,6 +282,7 @@ def checked_data(
             progress.reach("features of images", done, total)
 
     check = check_examples(vlm, data, shapes, experiment.data.too_long, experiment.model.max_tokens, encoded)
+    rest_encoder(vlm)
     return replace(check, data=check_usable(check.data, experiment.data)) if complete else check
 
 

@@ -40,7 +40,7 @@ _MEMORY = (
 )
 _CARD_MEMORY = (
     "the memory of the accelerator ran out; try engine.recompute=always, engine.side_by_side=1, train.micro_batch=1, "
-    "model.precision=auto where it is float32, model.quantize=nf4, a smaller model.max_tokens, or a smaller model"
+    "model.precision=auto where it is float32, model.quantize=nf4, a smaller model.max_tokens or model.pixels, or a smaller model"
 )
 _FOREIGN = re.compile(r"\(os error (\d{1,3})\)")
 """The system's error in messages of libraries that are written in Rust, such as safetensors and tokenizers."""

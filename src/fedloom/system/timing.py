@@ -14,7 +14,7 @@ class Clock:
     the queue of its work; the processor waits for them once, when the times are read, and not at every lap.
 
     Args:
-        device: Kind of device that does the work: cpu or cuda.
+        device: Kind of device that does the work; laps on other accelerators than CUDA's are those of the processor.
 
     Example:
         >>> clock = Clock()
@@ -42,7 +42,7 @@ class Clock:
     def lap(self, name: str) -> None:
         """Add the time since the last lap to `name`."""
         now = self._now()
-        if self._device == "cpu":
+        if self._device != "cuda":
             self._count(name, now - self._last)
         else:
             self._marks += [(name, now)] if self._marks else [("", self._last), (name, now)]
@@ -69,7 +69,7 @@ class Clock:
 
     def _now(self) -> Any:
         """Return the present moment: seconds, or a mark behind all work that an accelerator has been given."""
-        if self._device == "cpu":
+        if self._device != "cuda":
             return time.perf_counter()
         import torch
 

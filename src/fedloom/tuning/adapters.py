@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -287,8 +288,16 @@ def empty_tuned(vlm: Vlm, stage: Stage) -> Tuned:
 
 
 def replica(tuned: Tuned, device: torch.device) -> Tuned:
-    """Return a copy of a live model with one row on another device, where it trains along with the first; features are shared."""
-    vlm = replace(tuned.vlm, model=copy.deepcopy(tuned.vlm.model).to(device))
+    """Return a copy of a live model with one row on another device, where it trains along with the first; features are shared.
+
+    Each weight is copied straight to the other device, so the first one never holds a second copy.
+    """
+    copied: dict[int, Any] = {}  # what deepcopy takes in place of an object, by the object's id
+    for value in tuned.vlm.model.parameters():
+        copied[id(value)] = nn.Parameter(value.detach().to(device, copy=True), value.requires_grad)
+    for value in tuned.vlm.model.buffers():
+        copied[id(value)] = value.to(device, copy=True)
+    vlm = replace(tuned.vlm, model=copy.deepcopy(tuned.vlm.model, copied))
     flat = tuned.flat.to(device, copy=True)
     other = replace(tuned, vlm=vlm, flat=flat, grads=torch.zeros_like(flat), slots={})
     other.tie()
