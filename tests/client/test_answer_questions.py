@@ -46,10 +46,9 @@ def test_generation_ends_where_the_models_positions_do(
 
 def questions(count: int) -> list[Example]:
     """Return questions of different lengths; the longest answer is the last one's."""
+    options = ("word", "other words")
     return [
-        Example(
-            f"{k}", "Which? " * (1 + k), "word " * (1 + k), ("word", "other words"), text="a text", task="vqa"
-        )
+        Example(f"{k}", "Which? " * (1 + k), "word " * (1 + k), text="a text", options=options, task="vqa")
         for k in range(count)
     ]
 
@@ -68,7 +67,9 @@ def test_passes_that_stay_within_a_bound_of_memory_change_no_answer(
     def answers() -> list[Answers]:
         rows.clear()
         presence = [Presence(False, True)] * len(examples)
-        return answer_rows(vlm, [vlm.connect] * clients, examples, presence, Evaluate(scoring=scoring))
+        return answer_rows(
+            vlm, [vlm.connect] * clients, examples, presence, Evaluate.model_validate({"scoring": scoring})
+        )
 
     vlm.decoder.register_forward_pre_hook(note, with_kwargs=True)
     whole = answers()

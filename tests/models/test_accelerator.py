@@ -153,18 +153,18 @@ def test_a_copy_on_another_device_trains_as_the_first_does(saved: Callable[[str]
 def test_a_copy_goes_straight_to_its_device(saved: Callable[[str], Path]) -> None:
     """The first card never holds the model twice."""
     vlm, placed = load_vlm(str(saved("llava"))), Counter[str]()
-    with simulated_accelerator(devices=2) as device:
+    with simulated_accelerator(devices=2) as state:
         tuned = tuned_of(move_model(vlm, "cuda", "float32"), 0.0)
-        put = device.live.put
+        put = state.live.put
 
-        def noted(value: torch.Tensor, where: torch.device) -> None:
-            placed[str(where)] += value.untyped_storage().nbytes()
-            put(value, where)
+        def noted(value: torch.Tensor, device: torch.device) -> None:
+            placed[str(device)] += value.untyped_storage().nbytes()
+            put(value, device)
 
-        device.live.put = noted
+        state.live.put = noted
         other = replica(tuned, torch.device("cuda", 1))
         values = [*other.vlm.model.parameters(), *other.vlm.model.buffers(), other.flat, other.grads]
-        assert {str(device.device(value)) for value in values if value.numel()} == {"cuda:1"}
+        assert {str(state.device(value)) for value in values if value.numel()} == {"cuda:1"}
     assert placed["cuda:0"] == 0
     assert placed["cuda:1"] >= sum(value.nbytes for value in vlm.model.parameters())
 
