@@ -18,7 +18,7 @@ SLICES = {"both": "#1f4e8c", "image": "#4f93d2", "text": "#e0a33a"}
 
 NAMES = {"both": "image and text", "image": "image only", "text": "text only"}
 
-LEFT, WIDE, ROW, BAR = 260, 440, 54, 13
+LEFT, WIDE, ROW, BAR = 370, 440, 54, 13
 """Pixels: where bars begin, how wide 100 % is, the height of a method and of a bar."""
 
 
