@@ -110,6 +110,7 @@ class Chosen:
     queries: int = 16
     network: bool = False
     connector_weights: str | None = None
+    pixels: int | None = None
 
 
 def load(encoder: Path, llm: Path, connector: str | None = None, seed: int = 0) -> Vlm:

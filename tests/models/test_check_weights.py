@@ -39,6 +39,7 @@ class Chosen:
     path: str = "bundled"
     queries: int = 16
     network: bool = False
+    pixels: int | None = None
 
 
 def write_llm(folder: Path, kind: str = "Llama", **more: Any) -> Path:
