@@ -216,7 +216,7 @@ class Model(Section):
     network: Flag = Field(default=False, description="Whether a model hub may be contacted.")
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field(
         default="auto",
-        description="Device of the model; auto is cuda where available. mps and xpu have never been tested.",
+        description="Device of the model; auto is cuda where available; mps and xpu have never been tested.",
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
