@@ -20,23 +20,9 @@ from fedloom.tuning.adapters import prepare
 from fedloom.tuning.strategies import LoRA, stage
 
 from .conversations import TARGETS, talks
+from .tiny import calm
 
 MODELS = Path(__file__).parents[2] / "src/fedloom/models"
-
-
-def calm(vlm: Vlm) -> Vlm:
-    """Return a model whose gradient does not turn when its weights are rounded, as that of the tiny Gemma 4 does.
-
-    Gemma 4 leaves the scale of attention to the weights of two norms, which are ones in a new model, and the tiny one has
-    inputs of each layer that are drawn 25 times as large. Rounding the weights alone, with float32 everywhere else, turns
-    its gradient to a cosine of about .95.
-    """
-    for name, value in vlm.model.named_parameters():
-        if vlm.model.config.model_type == "gemma4" and name.endswith(("q_norm.weight", "k_norm.weight")):
-            value.data *= len(value) ** -0.5
-        if vlm.model.config.model_type == "gemma4" and "per_layer_input_gate" in name:
-            value.data /= 25
-    return vlm
 
 
 def gradient(vlm: Vlm) -> torch.Tensor:

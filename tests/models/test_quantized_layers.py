@@ -31,6 +31,7 @@ from fedloom.tuning.dropout import Masks
 from fedloom.tuning.strategies import Full, LoRA, Stage, stage
 
 from .conversations import TARGETS, talks
+from .tiny import calm
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -139,8 +140,8 @@ def gradient(vlm: Vlm) -> torch.Tensor:
 def test_a_quantized_decoder_trains_scores_and_generates_as_the_values_it_stores(
     name: str, kind: str, precision: str, saved: Callable[[str], Path]
 ) -> None:
-    vlm = move_model(load_vlm(str(saved(name))), "cpu", precision, kind)
-    plain = with_values(move_model(load_vlm(str(saved(name))), "cpu", precision), vlm)
+    vlm = move_model(calm(load_vlm(str(saved(name)))), "cpu", precision, kind)
+    plain = with_values(move_model(calm(load_vlm(str(saved(name)))), "cpu", precision), vlm)
     replaced = {key for key, module in vlm.model.named_modules() if isinstance(module, QuantizedLinear)}
     assert replaced == {*quantized_names(plain.model, plain.family.parts)} != set()
     assert all(vlm.family.parts.part_of(key) == "llm" for key in replaced)
