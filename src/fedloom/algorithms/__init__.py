@@ -58,7 +58,7 @@ PLACES: Mapping[str, Place] = {
     "finetune": Place("stage", "finetune", "fine-tuning"),
     "prior": Place("answers", "prior", "own prior"),
     "average-alone": Place("answers", "average_alone", "averaged with lone model"),
-    "pool-alone": Place("answers", "pool_alone", "pooled with lone model"),
+    "pool-alone": Place("answers", "pool_alone", "pooled"),
     "interpolate": Place("mix", "interpolate", "interpolation"),
     "fedsa-lora": Place("personal", "fedsa_lora", "FedSA-LoRA"),
     "plora": Place("personal", "plora", "pLoRA"),

@@ -52,7 +52,7 @@ ENTRIES = {
     "pool-alone": Entry(
         pool_alone,
         "answers",
-        "pooled with lone model",
+        "pooled",
         "Each client multiplies its options' probabilities with those of a model that it trains alone, each to a power.",
         traits=frozenset({"lone model"}),
     )
