@@ -16,7 +16,7 @@ each other. Generated answers have no probabilities and stay those of the federa
 from __future__ import annotations
 
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.own_answers import Chances, Known, OwnAnswers
+from fedloom.algorithms.own_answers import Chances, Known, OwnAnswers, weight_of_lone_model
 
 
 def average_alone(*, weight: float = 0.5) -> OwnAnswers:
@@ -34,17 +34,6 @@ def average_alone(*, weight: float = 0.5) -> OwnAnswers:
         return chances if known.alone is None else (1 - weight) * chances + weight * known.alone
 
     return OwnAnswers(choose, alone=True)
-
-
-def weight_of_lone_model(weight: float) -> float:
-    """Return a weight that is in its range.
-
-    Raises:
-        ValueError: It is not from 0 to 1.
-    """
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight is {weight}; it must be from 0 to 1")
-    return weight
 
 
 ENTRIES = {

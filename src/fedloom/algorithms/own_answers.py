@@ -43,6 +43,23 @@ class OwnAnswers(NamedTuple):
     alone: bool = False
 
 
+def probabilities(scores: NDArray[np.float64]) -> Chances:
+    """Return the probabilities whose logarithms are scores of shape [C], up to a constant; at least one score is finite."""
+    values = np.exp(scores - scores.max())
+    return values / values.sum()
+
+
+def weight_of_lone_model(weight: float) -> float:
+    """Return the weight of the model that a client trains alone.
+
+    Raises:
+        ValueError: It is not from 0 to 1.
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight is {weight}; it must be from 0 to 1")
+    return weight
+
+
 class Interpolation(NamedTuple):
     """Models between the shared one and each client's own, of which the client's validation part chooses one.
 

@@ -18,9 +18,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedloom.algorithms.average_alone import weight_of_lone_model
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.own_answers import Chances, Known, OwnAnswers
+from fedloom.algorithms.own_answers import (
+    Chances,
+    Known,
+    OwnAnswers,
+    probabilities,
+    weight_of_lone_model,
+)
 
 SMALLEST = np.finfo(np.float64).tiny
 """Probabilities are taken as no smaller, so that options which each model finds impossible can still be compared."""
@@ -41,9 +46,7 @@ def pool_alone(*, weight: float = 0.3) -> OwnAnswers:
         if known.alone is None:
             return chances
         logs = [np.log(np.maximum(one, SMALLEST)) for one in (chances, known.alone)]
-        scores = (1 - weight) * logs[0] + weight * logs[1]
-        pooled = np.exp(scores - scores.max())
-        return pooled / pooled.sum()
+        return probabilities((1 - weight) * logs[0] + weight * logs[1])
 
     return OwnAnswers(choose, alone=True)
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from fedloom.algorithms.algorithm import not_negative, positive
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.own_answers import Chances, Known, OwnAnswers
+from fedloom.algorithms.own_answers import Chances, Known, OwnAnswers, probabilities
 
 
 def prior(*, strength: float = 1.0, smoothing: float = 0.25) -> OwnAnswers:
@@ -41,8 +41,7 @@ def prior(*, strength: float = 1.0, smoothing: float = 0.25) -> OwnAnswers:
         shares = (known.counts + smoothing) / (known.counts.sum() + smoothing * len(known.counts))
         with np.errstate(divide="ignore"):  # an option may have no probability at all
             scores = np.log(chances) + strength * np.log(shares)
-        changed = np.exp(scores - scores.max())
-        return changed / changed.sum()
+        return probabilities(scores)
 
     return OwnAnswers(choose)
 
