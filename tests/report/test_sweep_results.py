@@ -419,8 +419,11 @@ def test_a_sweep_counts_clients_that_are_worse_off_beside_the_score_of_the_share
     for text in (terminal_tables(sweep), (folder / "report.html").read_text(encoding="utf-8")):
         assert "0 of 18 clients" in " ".join(text.split())
     assert [row["clients"]["fedavg"]["worse"] for row in result["rows"]] == [9, 9]
-    local = next(one for one in result["comparisons"] if one["factor"] == "method" and one["by"] is None)
-    assert local["value"] == "local" and local["mean"] < 0
-    assert local["clients"] == {"better": 18, "same": 0, "worse": 0, "unknown": 0}
-    axis = next(one for one in result["comparisons"] if one["factor"] == "how")
-    assert axis["clients"] is None  # the clients of one setting need not be those of another
+    methods = [one for one in result["comparisons"] if one["factor"] == "method" and one["by"] is None]
+    local = {one["on"]: one for one in methods}
+    assert local["global test"]["mean"] < 0 < local["own data"]["mean"]
+    assert local["own data"]["clients"] == {"better": 18, "same": 0, "worse": 0, "unknown": 0}
+    axis = [one for one in result["comparisons"] if one["factor"] == "how"]
+    assert [one["clients"] for one in axis] == [None] * len(
+        axis
+    )  # clients of one setting need not be those of another
