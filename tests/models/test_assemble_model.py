@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.answer_loss import answer_loss
+from tests.shares import each_once
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -107,8 +108,11 @@ PICTURED = Conversation("Which?", "yes", Drawn("a"), ("yes", "no"))
 WRITTEN = Conversation("Which?", "no", None, ("yes", "no"))
 
 
-@pytest.mark.parametrize("encoder", ["clip", "clip alone", "siglip", "efficientnet"], indirect=True)
-@pytest.mark.parametrize("llm", LLMS, indirect=True)
+@pytest.mark.parametrize(
+    ("encoder", "llm"),
+    each_once(("clip", "clip alone", "siglip", "efficientnet"), tuple(LLMS)),
+    indirect=True,
+)
 def test_an_assembled_model_trains(encoder: Path, llm: Path) -> None:
     vlm = load(encoder, llm)
     convolutions = vlm.model.config.model_type == "fast_vlm"
