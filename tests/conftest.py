@@ -19,9 +19,10 @@ from tests.tiny_model import make_tiny
 
 torch.set_num_threads(1)
 
-# How long an example takes depends on what else the machine does.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+# `make test-slow` draws many more examples. How long one takes depends on what else the machine does.
+hypothesis.settings.register_profile("few", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("many", deadline=None, max_examples=400)
+hypothesis.settings.load_profile("few")
 
 
 @pytest.fixture(autouse=True)

@@ -262,7 +262,7 @@ def test_a_browser_shows_the_answers_and_asks_no_other_host(finished: Path, tmp_
         )  # fmt: skip
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(600)
     cards = re.findall(r"<article><h2>([^<]*)</h2><p class=\"answer\">([^<]+)", done.stdout)
     assert [name for name, _ in cards] == [
         "base model, untrained",

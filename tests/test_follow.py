@@ -295,7 +295,7 @@ def kept_by_wandb(folder: Path) -> Kept:
     (file,) = folder.rglob("*.wandb")
     records = list[Any]()
     # Its process still writes when the run has ended.
-    for _ in range(600):
+    for _ in range(6000):
         records = [Record.FromString(content) for content in records_of(file)]
         if records and records[-1].HasField("exit"):
             break

@@ -10,11 +10,14 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.system.errors import UserError
 from fedloom.system.processes import PIPE, can_fork, run_forked, run_threaded
+
+LONG = 100_000
+"""Steps of a millisecond after which a thread was never stopped."""
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 
@@ -33,7 +36,6 @@ def processes() -> set[int]:
     return {1}
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.binary(max_size=50), max_size=5), min_size=1, max_size=4))
 def test_every_message_comes_in_the_order_of_its_part(parts: list[list[bytes]]) -> None:
     received: list[list[bytes]] = [[] for _ in parts]
@@ -114,21 +116,21 @@ def test_a_mistake_in_a_thread_stops_the_others() -> None:
         raise UserError("no more")
 
     def long() -> Iterator[int]:
-        for k in range(1000):
+        for k in range(LONG):
             went_on.append(k)
             yield k
             time.sleep(0.001)
 
     with pytest.raises(UserError, match="no more"):
         list(run_threaded([broken, long]))
-    assert len(went_on) < 1000
+    assert len(went_on) < LONG
 
 
 def test_threads_stop_when_the_iterator_is_closed() -> None:
     went_on: list[int] = []
 
     def long() -> Iterator[int]:
-        for k in range(1000):
+        for k in range(LONG):
             went_on.append(k)
             yield k
             time.sleep(0.001)
@@ -136,7 +138,7 @@ def test_threads_stop_when_the_iterator_is_closed() -> None:
     results = run_threaded([long])
     next(results)
     results.close()
-    assert len(went_on) < 1000
+    assert len(went_on) < LONG
 
 
 def test_a_failed_part_is_named_and_the_others_continue() -> None:

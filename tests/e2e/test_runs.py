@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tests.adapter_files import import_adapter
 from tests.clients import EXCHANGING
+from tests.shares import share
 
 from fedloom.algorithms import ENTRIES
 from fedloom.experiment.experiment import Experiment
@@ -164,7 +165,8 @@ runner.run_experiment(experiment, folder, make_progress(quiet=True))
 
 # The run renames some twenty files into place; these points fall before, between and after its commits.
 @pytest.mark.parametrize(
-    "point, when", [(2, "after"), (4, "before"), (5, "after"), (9, "before"), (14, "after")]
+    "point, when",
+    share([(4, "before"), (2, "after"), (5, "after"), (14, "after"), (9, "before")], every=3),
 )
 def test_a_run_killed_at_any_commit_ends_with_the_same_bytes(
     point: int, when: str, tiny_model: Path, undisturbed: Path, tmp_path: Path
@@ -188,7 +190,7 @@ def test_resuming_a_finished_run_returns_its_result(undisturbed: Path) -> None:
     assert adapter(undisturbed) == before
 
 
-@pytest.mark.parametrize("pattern", ["aligned", "missing", "cross", "hybrid"])
+@pytest.mark.parametrize("pattern", share(["missing", "aligned", "cross", "hybrid"], every=2))
 def test_every_pattern_of_modalities_trains(pattern: str, tiny_model: Path, tmp_path: Path) -> None:
     scenario = {"clients": 3, "partition": "by_group", "pattern": pattern, "image_clients": 1}
     value = experiment(
@@ -217,7 +219,7 @@ def test_published_splits_and_cohorts_train_and_the_report_names_them(
     assert "published: drawn as in FedMLLM" in page and "published: the clients of a round" in page
 
 
-@pytest.mark.parametrize("task", ["classification", "vqa", "captioning", "grounding", "all"])
+@pytest.mark.parametrize("task", share(["all", "classification", "vqa", "captioning", "grounding"], every=5))
 def test_every_task_of_the_drawn_scenes_runs(task: str, tiny_model: Path, tmp_path: Path) -> None:
     value = experiment(
         tiny_model, data={"name": "shapes", "limit": 12, "task": task, "test_share": 0.3},
@@ -415,7 +417,7 @@ def test_yoco_starts_from_the_weights_it_adapts(tiny_model: Path, tmp_path: Path
     assert torch.equal(import_adapter(tuned, tmp_path / "run/adapter").flat, svd_start(tuned).flat)
 
 
-@pytest.mark.parametrize("scoring", ["generate", "teacher-forced"])
+@pytest.mark.parametrize("scoring", share(["generate", "teacher-forced"], every=2))
 def test_several_tasks_are_scored_and_compared_by_task(
     tiny_model: Path, tmp_path: Path, scoring: str
 ) -> None:

@@ -90,7 +90,7 @@ def test_neither_clock_nor_load_nor_free_memory_decides(
     copies=st.booleans(),
     device=st.sampled_from(["cpu", "cuda"]),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_choice_fits_cohort_threads_and_memory(
     tuned: Tuned, cohort: int, threads: int, memory: int | None, copies: bool, device: str
 ) -> None:

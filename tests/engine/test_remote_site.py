@@ -75,7 +75,7 @@ def sides(
         assert process.stdout is not None
         yield value, InProcess(site), Remote(process.stdin, process.stdout, site.tuned.layout)
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(600) == 0
 
 
 def trained(value: Experiment, backend: Backend, name: str, stages: list[Parts]) -> list[TrainingState]:

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.clients import CLIENTS, asked_about, assigned, named, real_site
+from tests.shares import share
 
 from fedloom.algorithms import SERVERS
 from fedloom.client.answer_questions import answer_rows
@@ -69,7 +70,7 @@ def kept(folder: Path) -> dict[str, bytes]:
 
 
 @copying
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", share(NAMES, every=3))
 def test_every_algorithm_has_the_updates_of_one_process(name: str, tuned: Tuned, tmp_path: Path) -> None:
     """What clients keep is the same, too."""
     todo, result = assigned(tuned, name), {}
@@ -89,7 +90,7 @@ def test_what_a_copy_cannot_keep_is_refused(tuned: Tuned) -> None:
         list(Workers(InProcess(real_site(tuned, "scaffold")), 2).train(assigned(tuned, "scaffold"), Clock()))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", share(NAMES, every=3, first=1))
 def test_every_algorithm_has_the_updates_of_one_device(name: str, tuned: Tuned) -> None:
     """Processors take the place of accelerators: each replica is its own model, which its own thread trains."""
     todo, seen = assigned(tuned, name), []

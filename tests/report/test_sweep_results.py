@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.report.significance import T_975, Estimate, estimate
@@ -85,7 +85,6 @@ def test_t_points_are_those_of_students_distribution() -> None:
         assert point == pytest.approx(stats.t.ppf(0.975, freedom), abs=6e-4)
 
 
-@settings(deadline=None)  # the first case imports SciPy
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=31))
 def test_intervals_are_those_of_scipy(values: list[float]) -> None:
     stats = pytest.importorskip("scipy.stats")
