@@ -27,14 +27,14 @@ UNCERTAINTY = ("independent_questions", "agreement")
 def percent(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers among scores in percent, and those of slices, clients and the shared model below their names."""
     numbers = {
-        name: round(100 * value, 2)
+        name: round(100 * value, 3)
         for name, value in scores.items()
         if name not in NO_SCORES and isinstance(value, float) and not name.endswith("_published")
     }
     slices = {name: percent(part) for name, part in scores.get("slices", {}).items()}
     tasks = {name: percent(part) for name, part in scores.get("tasks", {}).items()}
     shared = percent(scores["shared"]) if scores.get("shared") else {}
-    clients = [None if one is None else round(100 * one, 2) for one in scores.get("clients", [])]
+    clients = [None if one is None else round(100 * one, 3) for one in scores.get("clients", [])]
     parts = {"slices": slices if len(slices) > 1 else {}, "tasks": tasks if len(tasks) > 1 else {}}
     parts |= {"clients": clients, "shared": shared}
     return numbers | {name: part for name, part in parts.items() if part}
