@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom.cli.run_commands import app
+from fedloom.report.confidence_intervals import interval
 from fedloom.runs.evaluate_run import evaluate
 from fedloom.runs.export_models import export_from_run
 from fedloom.runs.finished_run import FinishedRun
@@ -195,6 +196,21 @@ def test_an_exported_adapter_loads_with_stock_peft_alone(
         assert part in card
     assert card.count("| 2 |") == (1 if method == "local" else 2), "each client took part in both rounds"
     assert "What is shown?" in prompt["example"]["prompt"]
+
+
+def test_cards_and_reports_give_the_same_interval(run: FinishedRun, tmp_path: Path) -> None:
+    """Emoji are tested in several styles, so that there are fewer independent questions than examples."""
+    count, known = (
+        len({row.example for row in run.predictions}),
+        run["independent_questions"]["test"]["choice"],
+    )
+    assert known < count
+    low, high = interval(run["scores"]["fedavg"]["accuracy"], known)
+    export_from_run(run.folder, tmp_path / "adapter", method="fedavg")
+    for card in (run.folder / "adapter/README.md", tmp_path / "adapter/README.md"):
+        text = card.read_text()
+        assert f"On {count} test examples (as informative as {known:,.0f} independent ones)" in text
+        assert f"{low:.3f} to {high:.3f}" in text
 
 
 def test_the_runs_own_adapter_is_complete(run: FinishedRun) -> None:
