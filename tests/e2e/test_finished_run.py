@@ -309,3 +309,29 @@ def test_the_commands(run: FinishedRun, image: Image.Image, tmp_path: Path) -> N
     exported = call("export", folder, "--method", "centralized", "--out", str(tmp_path / "out"))
     assert exported.exit_code == 0, exported.output
     assert (tmp_path / "out/adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "holds no records"),
+        (b"image,question,answer\n", "holds no records"),
+        (b"picture,q,a\nx.png,what,yes\n", "line 2: question is missing"),
+        (bytes(range(256)), "not UTF-8 text"),
+    ],
+)
+def test_a_file_without_usable_records_is_named(
+    content: bytes, words: str, run: FinishedRun, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_bytes(content)
+    out = CliRunner().invoke(app, ["eval", str(run.folder), "--data", str(file)])
+    assert out.exit_code == 2 and "Traceback" not in out.output
+    assert "mine.csv" in out.stderr and words in out.stderr
+
+
+def test_an_unknown_method_is_never_left_out_silently(run: FinishedRun) -> None:
+    with pytest.raises(UserError, match=r'"fedavgg" is not a known method of this run\. Did you mean fedavg'):
+        fedloom.evaluate(run, methods=["fedavg", "fedavgg"])
+    with pytest.raises(UserError, match="no prediction is of a model of client 7's own, with fedavg"):
+        fedloom.evaluate(run, methods=["fedavg"], client=7)

@@ -264,3 +264,25 @@ def test_along_an_axis_own_models_are_compared_on_their_own_data(tmp_path):
     )
     assert whole["global test"]["verdict"] == "better" and whole["own data"]["verdict"] == "worse"
     assert whole["own data"]["clients"] is None
+
+
+def test_equal_scores_are_called_the_same(tmp_path):
+    folder = sweep_of(tmp_path, PERSONAL)
+    head = json.loads((folder / "sweep.json").read_text())
+    for cell, how in zip(head["cells"], ("a", "b"), strict=True):
+        cell["values"] = {"how": how}
+        file = folder / cell["folder"] / "result.json"
+        result = json.loads(file.read_text())
+        result["scores"]["fedavg+finetune"]["shared"] = result["scores"]["fedavg"]
+        file.write_text(json.dumps(result))
+    head["axes"] = {"how": ["a", "b"]}
+    (folder / "sweep.json").write_text(json.dumps(head))
+    found = [
+        shared
+        for shared, _ in finding_pairs(read_sweep(folder))
+        if "fine-tuning" in shared and "same" in shared
+    ]
+    assert found == [
+        "On the global test set the shared model of FedAvg + fine-tuning scores the same as FedAvg in all 2 settings, on average "
+        "over seeds."
+    ]
