@@ -107,6 +107,8 @@ def test_the_run_decides_which_models_are_compared(models: SavedModels) -> None:
         compared_models(models, (), 7)
     with pytest.raises(UserError, match="fedavg"):
         compared_models(models, ["fedavgg"], 0)
+    with pytest.raises(UserError, match="client 7"):  # also where no client has a model of its own
+        compared_models(models, ["fedavg"], 7)
 
 
 Served = tuple[str, str]

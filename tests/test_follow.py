@@ -411,6 +411,25 @@ def _record(folder: Path, *lines: Any) -> Path:
     return folder
 
 
+def test_clients_that_train_alone_send_nothing_and_are_averaged(tmp_path: Path) -> None:
+    """As in a report; a federated method with the same lines has sent them."""
+    lines = list[dict[str, Any]]()
+    for method in ("local", "fedavg"):
+        for client, loss, score in ((0, 1.0, 0.25), (1, 3.0, 0.75)):
+            place = {"method": method, "client": client, "round": 0}
+            sent = {"bytes_up": 10, "bytes_down": 20, "seconds": 1.0, "clients": [{"client": client}]}
+            lines.append({"kind": "round", **place, "loss": loss, **sent})
+            for part, value in (("both", score), ("image", 0.0)):
+                lines.append(
+                    {"kind": "evaluation", **place, "round": 1, "slice": part, "scores": {"accuracy": value}}
+                )
+    (tmp_path / "record.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    methods = progress_of(tmp_path)["methods"]
+    assert methods["local"]["loss"] == [[1, 2.0]] and methods["local"]["scores"] == [[1, 0.5]]
+    assert (methods["local"]["up"], methods["local"]["down"]) == (0, 0)
+    assert (methods["fedavg"]["up"], methods["fedavg"]["down"]) == (20, 40)
+
+
 def test_a_round_that_is_run_again_counts_once(tmp_path: Path) -> None:
     lost = _round(0, clients=[{"client": 0}], missing=[{"client": 1, "reason": "no answer"}])
     state = progress_of(_record(tmp_path, lost, lost, _round(1, seconds=4)))

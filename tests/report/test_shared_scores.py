@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from fedloom.report.client_verdicts import verdict_on
+from fedloom.report.confidence_intervals import difference_interval
 from fedloom.report.federation_gain import baseline_of, compare_methods
 from fedloom.report.findings import client_sentence, run_findings, short_findings
 from fedloom.report.score_tables import score_table
 from fedloom.report.shared_scores import OWN_DATA, OWN_MODELS, SHARED_MODEL, for_everybody, shared_model
+from fedloom.report.significance import estimate
 from fedloom.report.sweeps.axis_comparisons import comparison_json, comparisons
 from fedloom.report.sweeps.comparison_tables import (
     OWN_HEADS,
@@ -23,7 +25,7 @@ from fedloom.report.sweeps.comparison_tables import (
 from fedloom.report.sweeps.sweep_page import render_sweep
 from fedloom.report.sweeps.sweep_results import SweepRun, headline, read_sweep
 from fedloom.report.sweeps.sweep_tables import finding_pairs, gain_table, global_tables, part_table
-from fedloom.report.sweeps.sweep_verdicts import verdict_table
+from fedloom.report.sweeps.sweep_verdicts import sweep_verdict, verdict_table
 from fedloom.report.sweeps.terminal_tables import terminal_tables
 from fedloom.report.terminal_summary import terminal_table
 
@@ -129,12 +131,14 @@ def test_agreement_with_another_baseline_does_not_narrow_an_interval():
     assert without.interval == with_local.interval != with_tuned.interval
 
 
-def sweep_of(folder: Path, result: dict) -> Path:
+def sweep_of(folder: Path, *results: dict) -> Path:
+    """A sweep over two seeds, with the same result or one for each."""
     cells = []
     for seed in (0, 1):
         place = folder / f"cells/{seed}"
         place.mkdir(parents=True)
-        (place / "result.json").write_text(json.dumps({**result, "bytes": {}, "seconds": {}}))
+        result = {**results[seed % len(results)], "bytes": {}, "seconds": {}}
+        (place / "result.json").write_text(json.dumps(result))
         cells.append(
             {"name": f"seed {seed}", "values": {"seed": seed}, "digest": "00", "folder": f"cells/{seed}"}
             | {"state": "done"}
@@ -264,3 +268,53 @@ def test_along_an_axis_own_models_are_compared_on_their_own_data(tmp_path):
     )
     assert whole["global test"]["verdict"] == "better" and whole["own data"]["verdict"] == "worse"
     assert whole["own data"]["clients"] is None
+
+
+def test_equal_scores_are_called_the_same(tmp_path):
+    folder = sweep_of(tmp_path, PERSONAL)
+    head = json.loads((folder / "sweep.json").read_text())
+    for cell, how in zip(head["cells"], ("a", "b"), strict=True):
+        cell["values"] = {"how": how}
+        file = folder / cell["folder"] / "result.json"
+        result = json.loads(file.read_text())
+        result["scores"]["fedavg+finetune"]["shared"] = result["scores"]["fedavg"]
+        file.write_text(json.dumps(result))
+    head["axes"] = {"how": ["a", "b"]}
+    (folder / "sweep.json").write_text(json.dumps(head))
+    found = [
+        shared
+        for shared, _ in finding_pairs(read_sweep(folder))
+        if "fine-tuning" in shared and "same" in shared
+    ]
+    assert found == [
+        "On the global test set the shared model of FedAvg + fine-tuning scores the same as FedAvg in all 2 settings, on average "
+        "over seeds."
+    ]
+
+
+def test_the_interval_of_both_levels_is_wider_than_that_of_either(tmp_path):
+    """Seeds and questions are independent sources of error, so that the squares of their intervals add up."""
+    gained = [
+        {
+            "main": "fedavg",
+            "scores": {"local": scores(0.4, [0.5, 0.5], own=True), "fedavg": scores(0.6, [0.5 + gain] * 2)},
+            "independent_questions": {
+                "test": {"choice": 50},
+                "own": {"choice": 50},
+                "clients": [{"choice": 50}] * 2,
+            },
+        }
+        for gain in (0.1, 0.14)
+    ]
+    sweep = read_sweep(sweep_of(tmp_path, *gained))
+    verdict = sweep_verdict(sweep.cells, "fedavg", "local")
+    seeds = estimate([0.1, 0.14])
+    ends = [difference_interval(0.5 + gain, 0.5, 50) for gain in (0.1, 0.14)]
+    questions = sum((high - low) / 2 for low, high in ends) / 2
+    assert seeds is not None and seeds.half is not None and verdict.both_levels is not None
+    assert verdict.gain == pytest.approx(seeds)
+    assert verdict.both_levels == pytest.approx((seeds.half**2 + questions**2) ** 0.5)
+    table = verdict_table(sweep)
+    assert table is not None
+    assert row_of(table, "FedAvg")["Both levels"] == f"±{100 * verdict.both_levels:.1f}"
+    assert sweep_verdict(sweep.cells[:1], "fedavg", "local").both_levels is None  # one seed has one level

@@ -233,6 +233,8 @@ def _test_sentence(sweep: SweepRun, method: str, other: str) -> str:
     if len(known) == 1:
         return f"On the global test set {ours} scores {_single_difference(known[0], theirs)}"
     higher, lower = (sum(sign * difference.mean > ROUNDING for difference in known) for sign in (1, -1))
+    if not higher and not lower:
+        return f"On the global test set {ours} scores the same as {theirs} in all {len(known)} settings, on average over seeds."
     sentence = (
         f"On the global test set {ours} scores higher than {theirs} in {higher} of {counted(len(known), 'setting')} and "
         f"lower in {lower}"
