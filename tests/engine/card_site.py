@@ -26,8 +26,7 @@ def answering(site: Site) -> Site:
 
     def examples_of(question: Question) -> QuestionExamples:
         examples = [
-            MAKERS[("vqa", "classification")[k % 2]](stream(3, "t", step=k), str(k))
-            for k in range(QUESTIONS)
+            MAKERS[("vqa", "classification")[k % 2]](stream(3, "t", step=k), str(k)) for k in range(QUESTIONS)
         ]
         return QuestionExamples(examples, [Presence(True, True)] * QUESTIONS, None)
 

@@ -71,7 +71,9 @@ def test_updates_memories_and_answers_are_those_of_one_process(tiny_model: Path,
                 assert one.answers == other.answers and one.replies == other.replies
                 for left, right in zip(one.probabilities, other.probabilities, strict=True):
                     assert (left is None and right is None) or (left == right).all()
-        with pytest.raises(UserError, match="card 1: .*no request 'else'"):  # an error there that is not of one client
+        with pytest.raises(
+            UserError, match=r"card 1: .*no request 'else'"
+        ):  # an error there that is not of one client
             there.processes.ask(0, SiteMessage("else")).result()
         pids = opened(tmp_path / "there")
         assert len(pids) == 2 and os.getpid() not in pids

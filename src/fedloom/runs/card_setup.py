@@ -42,21 +42,20 @@ def cards_of(
     engine = experiment.engine
     if device.type != "cuda" or engine.backend not in ("auto", "workers"):
         return None
-    there = torch.cuda.device_count()
+    count = torch.cuda.device_count()
     if engine.backend == "workers" and engine.workers == "auto":
         raise UserError(
-            f"engine.workers is auto, which is one card, but engine.backend is workers; set engine.workers to the number "
-            f"of cards, at most {there} here"
+            "engine.workers is auto, which is one card, but engine.backend is workers; set engine.workers to the number "
+            f"of cards, at most {count} here"
         )
     if engine.workers in ("auto", 1):
         return None
-    if engine.workers > there:
+    if engine.workers > count:
         raise UserError(
-            f"engine.workers is {engine.workers}, but there are only {there} cards here; set it to at most {there}"
+            f"engine.workers is {engine.workers}, but the cards here are {count}; set it to at most {count}"
         )
-    return site_processes(
-        experiment, folder, [environment_of(card) for card in range(1, engine.workers)], live
-    )
+    there = experiment.model_copy(update={"model": experiment.model.model_copy(update={"device": "cuda"})})
+    return site_processes(there, folder, [environment_of(card) for card in range(1, engine.workers)], live)
 
 
 def site_processes(

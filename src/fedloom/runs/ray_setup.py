@@ -86,6 +86,6 @@ def require_serializable(experiment: Experiment) -> None:
     """Raise UserError if an experiment holds Python values, which no other process can get."""
     if python := [plugins for plugins in experiment.plugins if isinstance(plugins, Plugins)]:
         raise UserError(
-            f"engine.backend: {', '.join(map(str, python[0].names))} came as a Python value, which no other process "
-            "can get; put it into a file, and name that file under plugins"
+            f"plugins: {', '.join(map(str, python[0].names))} came as a Python value, which no other process can get; put "
+            "it into a file, and name that file under plugins"
         )
