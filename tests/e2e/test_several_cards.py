@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from tests.simulated_accelerator import simulated_accelerator
 
 from fedloom.engine.card_processes import CardProcesses
 from fedloom.experiment.experiment import Experiment
+from fedloom.models.last_layer import layers_of
 from fedloom.runs import card_setup, run_setup
 from fedloom.runs.card_setup import VISIBLE, cards_of, environment_of
 from fedloom.system.errors import UserError
+from fedloom.system.manifest import read_sealed
 from fedloom.wire.site_messages import SiteMessage
 
 FEDERATED = {"scenario": {"clients": 4, "partition": "iid"}, "methods": ["fedavg", "scaffold"]}
@@ -65,6 +68,28 @@ def test_a_run_on_two_cards_has_the_numbers_of_one(
     assert {"train", "answer"} <= set(asked)
     assert placed["cuda:0"] and not placed["cuda:1"]
     assert loaded == [1]
+
+
+def test_a_run_with_layers_in_the_memory_of_the_host_has_the_numbers_of_one_device(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a card that is smaller than the model; layers are then recomputed, too."""
+    values = {"train": {"rounds": 1}, "strategy": {"dropout": 0.1}}
+    expected = outcome(experiment(tiny_model, **values), tmp_path / "one")
+    about = SimpleNamespace(name="Small", total_memory=1000, multi_processor_count=1)
+    models: dict[str, Any] = {}
+    with simulated_accelerator(), monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "get_device_properties", lambda device=None: about)
+        here = experiment(tiny_model, model={"device_map": "auto"}, **values)
+        found = outcome(here, tmp_path / "host", models)
+    (vlm,) = models.values()
+    assert all(value.device.type == "meta" for value in layers_of(vlm)[0].parameters())
+    assert read_sealed(tmp_path / "host/machine.json")["choice"]["recompute"]
+    assert found[1].keys() == expected[1].keys()
+    for name, values in found[1].items():
+        torch.testing.assert_close(
+            torch.tensor(values), torch.tensor(expected[1][name]), rtol=1e-3, atol=1e-5
+        )
 
 
 def cards(

@@ -19,6 +19,7 @@ from fedloom.engine.checkpoints import recorded_below
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import parse_method
 from fedloom.models.assemble_model import base_digest, load_base, parts_digest, with_connector
+from fedloom.models.device_map import spread_decoder
 from fedloom.models.example_checks import CheckedData, check_examples
 from fedloom.models.hub import Source
 from fedloom.models.judge_model import load_judge
@@ -295,7 +296,10 @@ def loaded_model(experiment: Experiment, models: Models) -> Vlm:
 
     def load() -> Vlm:
         base = load_base(settings, experiment.families)
-        return move_model(base, settings.device, settings.precision, settings.quantize)
+        if settings.device_map is None or device_of(settings.device) != "cuda":
+            return move_model(base, settings.device, settings.precision, settings.quantize)
+        spread_decoder(move_model(base, "cpu", precision_of(settings.precision, "cuda")))
+        return base
 
     # The key includes the content of files, which may have changed since another experiment loaded them.
     code = "".join(family_code(experiment).values())
