@@ -38,6 +38,7 @@ DOORS = {
     "transformers": {"models", "runs"},
     "gguf": {"models"},
     "bitsandbytes": {"models"},
+    "accelerate": {"models"},
     "tokenizers": {"models"},
     "peft": {"tuning"},
     "sklearn": {"tasks"},

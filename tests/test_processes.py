@@ -14,10 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.system.errors import UserError
-from fedloom.system.processes import PIPE, can_fork, run_forked, run_threaded
-
-LONG = 100_000
-"""Steps of a millisecond after which a thread was never stopped."""
+from fedloom.system.processes import PIPE, can_fork, run_forked
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 
@@ -98,47 +95,6 @@ def test_closing_the_iterator_ends_all_processes() -> None:
     assert next(coming) == (0, b"a")
     coming.close()
     assert not processes()
-
-
-def test_threads_yield_what_their_parts_do_in_order() -> None:
-    parts = [lambda k=k: iter(range(10 * k, 10 * k + 5)) for k in range(3)]
-    results = list(run_threaded(parts))
-    for k in range(3):
-        assert [value for number, value in results if number == k] == list(range(10 * k, 10 * k + 5))
-    assert len(results) == 15
-
-
-def test_a_mistake_in_a_thread_stops_the_others() -> None:
-    went_on: list[int] = []
-
-    def broken() -> Iterator[int]:
-        yield 0
-        raise UserError("no more")
-
-    def long() -> Iterator[int]:
-        for k in range(LONG):
-            went_on.append(k)
-            yield k
-            time.sleep(0.001)
-
-    with pytest.raises(UserError, match="no more"):
-        list(run_threaded([broken, long]))
-    assert len(went_on) < LONG
-
-
-def test_threads_stop_when_the_iterator_is_closed() -> None:
-    went_on: list[int] = []
-
-    def long() -> Iterator[int]:
-        for k in range(LONG):
-            went_on.append(k)
-            yield k
-            time.sleep(0.001)
-
-    results = run_threaded([long])
-    next(results)
-    results.close()
-    assert len(went_on) < LONG
 
 
 def test_a_failed_part_is_named_and_the_others_continue() -> None:

@@ -222,15 +222,3 @@ def test_large_base_models_are_not_kept_beside_each_other(
             with run_setup._adapted(experiment(path), models):
                 pass
         assert len(models) == kept
-
-
-@pytest.mark.parametrize(
-    ("engine", "copies"),
-    [({}, 0), ({"workers": 3}, 1), ({"workers": 2}, 1)],
-)
-def test_several_cards_are_used_only_on_request(
-    engine: dict[str, Any], copies: int, tiny_model: Path
-) -> None:
-    here = experiment(tiny_model, engine={"workers": "auto", **engine})
-    with simulated_accelerator(devices=2), run_setup._adapted(here, {}) as (_, replicas):
-        assert len(replicas) == copies

@@ -29,7 +29,7 @@ from fedloom.scenarios import published_cohort
 from fedloom.system.errors import UserError
 from fedloom.system.processes import can_fork
 from fedloom.system.progress import make_progress
-from fedloom.tuning.adapters import Tuned, prepare, replica
+from fedloom.tuning.adapters import prepare
 from fedloom.tuning.strategies import LoRA, stage
 from fedloom.tuning.svd_start import svd_start
 
@@ -101,28 +101,6 @@ def test_several_processes_give_the_same_bytes(tiny_model: Path, tmp_path: Path)
         for count in (1, 2)
     )
     assert adapter(tmp_path / "2") == adapter(tmp_path / "1")
-    assert timeless(several) == timeless(one)
-
-
-@pytest.mark.parametrize("workers", ["auto", 2])
-def test_several_devices_give_the_same_bytes(
-    workers: object, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Processors stand in for accelerators, of which this machine may have none."""
-    one = run(experiment(tiny_model, engine={"workers": 1, "side_by_side": 1}), tmp_path / "one")
-    used: list[int] = []
-
-    def noted(tuned: Tuned, device: torch.device) -> Tuned:
-        used.append(1)
-        return replica(tuned, device)
-
-    monkeypatch.setattr("fedloom.runs.run_setup.other_devices", lambda vlm: [torch.device("cpu")] * 2)
-    monkeypatch.setattr("fedloom.runs.run_setup.replica", noted)
-    several = run(
-        experiment(tiny_model, engine={"workers": workers, "side_by_side": 1}), tmp_path / "several"
-    )
-    assert len(used) == (0 if workers == "auto" else 1)  # several cards only if asked
-    assert adapter(tmp_path / "several") == adapter(tmp_path / "one")
     assert timeless(several) == timeless(one)
 
 

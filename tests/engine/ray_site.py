@@ -1,4 +1,4 @@
-"""Opens sites of Ray's actors for tests; actors import it by name."""
+"""Opens sites of other processes for tests, Ray's actors among them, which import it by name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tuned_of(model: str) -> Tuned:
 
 @contextmanager
 def opened(model: str, name: str, folder: str, killing: int, times: int) -> Iterator[Site]:
-    """Open a site; one client kills its actor as often as a number of files says, and then trains."""
+    """Open a site; one client kills its process as often as a number of files says, and then trains."""
     torch.set_num_threads(1)
 
     def conversations(client: int) -> Sequence[Conversation]:

@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from campaign.kills import kill_at, patched
 from fedloom.algorithms.compose import make
 from fedloom.client.client_memory import Files
 from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
-from fedloom.engine.remote_site import Remote, serve
+from fedloom.engine.remote_site import Remote, reply_to, serve
 from fedloom.engine.rounds import run_rounds
 from fedloom.params import Part
 from fedloom.system.processes import can_fork
@@ -56,7 +57,7 @@ def at_site(kind: str, folder: Path, requests: int, replies: int) -> None:
     parts = PERSONAL if kind == "share-connector" else None
     site = site_of(algorithm, TRAIN, Files(folder), parts)
     with os.fdopen(requests, "rb") as coming, os.fdopen(replies, "wb") as going:
-        serve(Plain(site), LAYOUT, coming, going)
+        serve(partial(reply_to, Plain(site), LAYOUT), coming, going)
 
 
 def at_server(kind: str, folder: Path, requests: int, replies: int) -> None:

@@ -20,7 +20,7 @@ from tests.engine.test_worker_processes import assert_same_bits, kept
 
 from fedloom.client.client_memory import Files
 from fedloom.engine import ray_actors as module
-from fedloom.engine.in_process import InProcess
+from fedloom.engine.in_process import WINDOW, InProcess, blocks
 from fedloom.engine.ray_actors import TRIES, Actors, RayActors
 from fedloom.engine.ray_cluster import ActorRequest, connect, import_ray
 from fedloom.experiment.experiment import Experiment
@@ -241,8 +241,14 @@ def test_blocks_of_clients_side_by_side_are_those_of_one_process(tiny_model: Pat
     """And one after the other, those with most examples begin first."""
     there, _ = backend(tiny_model, "fedavg", tmp_path / "there")
     coming = assigned(there.inner.site.tuned, "fedavg", CLIENTS)
-    alone = [[one.client for one in piece] for piece in there._pieces(coming)]
+    alone = [[one.client for one in piece] for piece in there._pieces(coming, 2)]
     assert alone == [[2], [5], [1], [4], [0], [3]]
-    beside = replace(there, inner=replace(there.inner, rows=2))._pieces([*coming, *coming])
-    assert [[one.client for one in piece] for piece in beside] == [[0, 1, 2, 3, 4, 5, 0, 1], [2, 3, 4, 5]]
+    beside = replace(there, inner=replace(there.inner, rows=2))._pieces([*coming, *coming], 2)
+    windows = [[*coming, *coming][start : start + 2 * WINDOW] for start in (0, 2 * WINDOW)]
+    jobs = [{k: there.inner.site.job(one) for k, one in enumerate(window)} for window in windows]
+    assert [[one.client for one in piece] for piece in beside] == [
+        [window[k].client for k in block]
+        for window, own in zip(windows, jobs, strict=True)
+        for block in blocks(own, 2)
+    ]
     assert torch.get_num_threads() == 1

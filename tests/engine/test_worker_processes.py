@@ -1,4 +1,4 @@
-"""Clients in several processes, or on several devices, give the updates that they give in one."""
+"""Clients in several processes give the updates that they give in one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.clients import CLIENTS, asked_about, assigned, named, real_site
+from tests.clients import asked_about, assigned, named, real_site
 from tests.shares import share
 
 from fedloom.algorithms import SERVERS
@@ -29,7 +29,7 @@ from fedloom.system.errors import UserError
 from fedloom.system.processes import can_fork
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
-from fedloom.tuning.adapters import Tuned, prepare, replica
+from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation, Presence
 from fedloom.wire.messages import Answer, Missing, Update
@@ -88,30 +88,6 @@ def test_every_algorithm_has_the_updates_of_one_process(name: str, tuned: Tuned,
 def test_what_a_copy_cannot_keep_is_refused(tuned: Tuned) -> None:
     with pytest.raises(ValueError, match="keep it in files"):
         list(Workers(InProcess(real_site(tuned, "scaffold")), 2).train(assigned(tuned, "scaffold"), Clock()))
-
-
-@pytest.mark.parametrize("name", share(NAMES, every=3, first=1))
-def test_every_algorithm_has_the_updates_of_one_device(name: str, tuned: Tuned) -> None:
-    """Processors take the place of accelerators: each replica is its own model, which its own thread trains."""
-    todo, seen = assigned(tuned, name), []
-    expected = list(InProcess(real_site(tuned, name)).train(todo, Clock()))
-    replicas = tuple(replica(tuned, torch.device("cpu")) for _ in range(2))
-    inner = InProcess(real_site(tuned, name), 1, lambda update: seen.append(update.client))
-    assert_same_bits(list(Workers(inner, 3, replicas).train(iter(todo), Clock())), expected)
-    assert sorted(seen) == list(range(CLIENTS))
-
-
-def test_a_replica_shares_no_weights_and_follows_its_own_buffer(tuned: Tuned) -> None:
-    other = replica(tuned, torch.device("cpu"))
-    mine, theirs = dict(tuned.vlm.model.named_parameters()), dict(other.vlm.model.named_parameters())
-    assert mine.keys() == theirs.keys()
-    for name, value in mine.items():
-        assert torch.equal(value, theirs[name])
-        assert value.data_ptr() != theirs[name].data_ptr()
-    other.flat.zero_()
-    for name, spot in other.spots.items():
-        assert not getattr(other.vlm.model.get_submodule(spot.module), spot.attribute).any(), name
-    assert tuned.flat.any()
 
 
 @copying

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from fedloom.models.precision import deterministic_kernels
 from fedloom.models.teacher_forcing import teacher_forced
 from fedloom.seeds import torch_stream
 from fedloom.system.timing import Clock
-from fedloom.tuning.adapters import Tuned, prepare, release, replica, side_by_side
+from fedloom.tuning.adapters import Tuned, prepare, release, side_by_side
 from fedloom.tuning.dropout import Masks, adapter_dropout
 from fedloom.tuning.strategies import LoRA, stage
 
@@ -135,38 +134,6 @@ def test_a_model_is_the_same_after_adapters_were_taken_out_on_an_accelerator(
         result, [option_scores(expected, talks(expected)), *trained(expected)], strict=True
     ):
         assert torch.equal(mine, other)
-
-
-def test_a_copy_on_another_device_trains_as_the_first_does(saved: Callable[[str], Path]) -> None:
-    vlm = load_vlm(str(saved("llava")))
-    with simulated_accelerator(devices=2) as device:
-        tuned = tuned_of(move_model(vlm, "cuda", "float32"), 0.0)
-        other = replica(tuned, torch.device("cuda", 1))
-        grads = []
-        for one in (tuned, other):
-            backpropagate(one, [collate(one.vlm, [talks(one.vlm)])], [masks(0)], Clock("cuda"))
-            grads.append(one.grads.cpu())
-        assert device.device(other.grads) == torch.device("cuda", 1)
-    assert grads[0].any() and torch.equal(*grads)
-
-
-def test_a_copy_goes_straight_to_its_device(saved: Callable[[str], Path]) -> None:
-    """The first card never holds the model twice."""
-    vlm, placed = load_vlm(str(saved("llava"))), Counter[str]()
-    with simulated_accelerator(devices=2) as state:
-        tuned = tuned_of(move_model(vlm, "cuda", "float32"), 0.0)
-        put = state.live.put
-
-        def noted(value: torch.Tensor, device: torch.device) -> None:
-            placed[str(device)] += value.untyped_storage().nbytes()
-            put(value, device)
-
-        state.live.put = noted
-        other = replica(tuned, torch.device("cuda", 1))
-        values = [*other.vlm.model.parameters(), *other.vlm.model.buffers(), other.flat, other.grads]
-        assert {str(state.device(value)) for value in values if value.numel()} == {"cuda:1"}
-    assert placed["cuda:0"] == 0
-    assert placed["cuda:1"] >= sum(value.nbytes for value in vlm.model.parameters())
 
 
 @pytest.mark.parametrize("name", families(FAMILIES_THAT_SEE))

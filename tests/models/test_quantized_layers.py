@@ -26,7 +26,7 @@ from fedloom.models.quantized_layers import KINDS, QuantizedLinear, quantized_by
 from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
-from fedloom.tuning.adapters import prepare, replica, side_by_side
+from fedloom.tuning.adapters import prepare, side_by_side
 from fedloom.tuning.dropout import Masks
 from fedloom.tuning.strategies import Full, LoRA, Stage, stage
 
@@ -183,25 +183,19 @@ def test_clients_side_by_side_get_the_gradients_that_they_get_alone(
 
 @needs_library
 @pytest.mark.parametrize("kind", KINDS)
-def test_on_an_accelerator_and_on_a_second_one(kind: str, saved: Callable[[str], Path]) -> None:
+def test_on_an_accelerator(kind: str, saved: Callable[[str], Path]) -> None:
     expected = gradient(move_model(load_vlm(str(saved("llava"))), "cpu", "float32", kind))
     vlm = load_vlm(str(saved("llava")))
-    with simulated_accelerator(devices=2) as device:
+    with simulated_accelerator() as device:
         move_model(vlm, "cuda", "float32", kind)
         assert vlm.device.type == "cuda"
         assert torch.equal(gradient(vlm), expected)
-        tuned = prepare(load_and_move(saved("llava"), kind), stage("lora", LoRA(rank=2)), seed=0)
-        other = replica(tuned, torch.device("cuda", 1))
-        batch = collate(other.vlm, [talks(other.vlm)])
+        tuned = prepare(vlm, stage("lora", LoRA(rank=2)), seed=0)
+        batch = collate(vlm, [talks(vlm)])
         device.syncs.clear()
-        losses = answer_losses(other.vlm, batch)
-        losses.sum().backward()
-        assert losses.device == torch.device("cuda", 1)
+        answer_losses(vlm, batch).sum().backward()
+        assert tuned.grads.any()
         assert device.syncs.total() <= 4, device.syncs
-
-
-def load_and_move(folder: Path, kind: str) -> Vlm:
-    return move_model(load_vlm(str(folder)), "cuda", "float32", kind)
 
 
 @needs_library

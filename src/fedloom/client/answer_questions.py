@@ -36,6 +36,13 @@ PACKED = 2048
 """Most tokens of a question's options in one pass, unless a single option has more: a pass takes time and memory that
 grow with their square. Options beyond that take further passes."""
 
+Share = tuple[int, int]
+"""A part of the questions: its number, from 0 on, and the number of parts. Batches are formed of all questions and then dealt
+to the parts, so answers do not depend on the number of parts."""
+
+WHOLE: Share = (0, 1)
+"""All questions."""
+
 
 def answer_examples(
     vlm: Vlm,
@@ -58,6 +65,7 @@ def answer_rows(
     *,
     clause: str | None = None,
     workers: int = 1,
+    share: Share = WHOLE,
 ) -> list[Answers]:
     """Answer every example with each of K clients' adapters that lie side by side in the model.
 
@@ -72,16 +80,17 @@ def answer_rows(
         settings: Form of the answer and way of choosing it.
         clause: What prompts say of the modalities; None names those that are present.
         workers: Processes that answer at once; more than one needs `fedloom.system.processes.can_fork`.
+        share: Which part of the examples is answered.
 
     Returns:
-        Each client's answers.
+        Each client's answers; those to other parts are `UNPARSED`, with neither reply nor probabilities.
     """
     conversations = render(examples, presence, settings.answer, clause=clause)
     rows = range(len(connects))
     answers: list[list[Answer | Unparsed]] = [[UNPARSED] * len(examples) for _ in rows]
     replies: list[list[str | None]] = [[None] * len(examples) for _ in rows]
     probabilities: list[list[NDArray[np.float64] | None]] = [[None] * len(examples) for _ in rows]
-    for row, k, result in _results(vlm, connects, conversations, settings, workers):
+    for row, k, result in _results(vlm, connects, conversations, settings, workers, share):
         if isinstance(result, str):
             replies[row][k] = result
             answers[row][k] = TASKS[examples[k].task].parse(result, examples[k], answer_form=settings.answer)
@@ -104,8 +113,9 @@ def _results(
     conversations: Sequence[Conversation],
     settings: Evaluate,
     workers: int,
+    share: Share,
 ) -> Iterator[Result]:
-    """Yield the results of all questions, which are answered in batches by length, here or in several processes."""
+    """Yield the results of a share of the questions, which are answered in batches by length, here or in several processes."""
     scored = [bool(question.options) and settings.scoring == "likelihood" for question in conversations]
     order = sorted(
         range(len(conversations)),
@@ -117,7 +127,7 @@ def _results(
         for start in range(0, len(order), size)
         for kind in (False, True)
     ]
-    batches = [numbers for numbers in batches if numbers]
+    batches = [numbers for numbers in batches if numbers][share[0] :: share[1]]
 
     def answer(numbers: Sequence[int]) -> list[Result]:
         batch = [conversations[k] for k in numbers]
@@ -134,7 +144,7 @@ def _results(
             for (row, k), row_scores in zip(pairs, scores, strict=True)
         ]
 
-    def share(number: int) -> Iterator[bytes]:
+    def messages(number: int) -> Iterator[bytes]:
         yield from (json.dumps(answer(numbers)).encode() for numbers in batches[number::workers])
 
     workers = min(workers, len(batches))
@@ -142,7 +152,7 @@ def _results(
         for conversation, likely in zip(conversations, scored, strict=True):
             if likely:  # tokenized here once, and not in every copy again
                 encode(vlm, conversation, conversation.options)
-        parts = [partial(share, number) for number in range(workers)]
+        parts = [partial(messages, number) for number in range(workers)]
         for _, message in run_forked(parts, threads_per_process(workers)):
             yield from map(tuple, json.loads(message))
     else:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedloom.algorithms.algorithm import EVERYTHING, Budget
 from fedloom.algorithms.local_rule import PLAIN, LocalRule, Second
-from fedloom.client.answer_questions import answer_rows
+from fedloom.client.answer_questions import WHOLE, Share, answer_rows
 from fedloom.client.client_measurements import PROBES
 from fedloom.client.client_memory import InMemory, Memory
 from fedloom.client.error_feedback import encode_update
@@ -330,12 +330,13 @@ class Site:
             return own
         return own.with_flat(torch.lerp(question.params.flat, own.flat, question.own_share))
 
-    def answer(self, questions: Sequence[Question], workers: int = 1) -> list[Answers]:
+    def answer(self, questions: Sequence[Question], workers: int = 1, share: Share = WHOLE) -> list[Answers]:
         """Answer questions, all about the same examples, each with its own model.
 
         Args:
             questions: At least one; they differ only in parameters, client and `since`.
             workers: Processes that answer at once; more than one needs `fedloom.system.processes.can_fork`.
+            share: Which part of them is answered.
         """
         assert self.evaluate is not None
         examples, presence, clause = self.examples_of(questions[0])
@@ -345,8 +346,9 @@ class Site:
             connects = stack.connectors(len(questions))
             with torch.no_grad(), cast_adapters(stack, len(questions)):
                 return answer_rows(
-                    stack.vlm, connects, examples, presence, self.evaluate, clause=clause, workers=workers
-                )
+                    stack.vlm, connects, examples, presence, self.evaluate,
+                    clause=clause, workers=workers, share=share,
+                )  # fmt: skip
 
     def _read_memory(self, method: str, client: int, since: int) -> Tensors:
         return {} if since < 0 else self.memory.read((method, client, since))

@@ -18,13 +18,13 @@ class Engine(Section):
     )
     workers: Count | Literal["auto"] = Field(
         default="auto",
-        description="Processes, or accelerators, that train a cohort's clients at once; auto is one process per "
-        "thread where rounds are long, or one accelerator.",
+        description="Processes that train a cohort's clients and answer questions at once, on NVIDIA cards one for each; auto is "
+        "one per thread where rounds are long, or one card.",
     )
     backend: Literal["auto", "in-process", "workers", "ray"] = Field(
         default="auto",
         description="Where clients train: in-process is one after another, or side by side, in this process; workers is in "
-        "copies of it, or on several accelerators; ray is in Ray's actors; auto is the first two as workers says.",
+        "copies of it, or in a process for each of several cards; ray is in Ray's actors; auto is the first two as workers says.",
     )
     address: Text | None = Field(
         default=None,

@@ -228,6 +228,11 @@ class Model(Section):
         description="Format of the weights of the frozen decoder's linear layers: nf4 takes about 4 bits a weight and int8 8; "
         "null keeps those of precision; needs the extra quantized.",
     )
+    device_map: Literal["auto"] | None = Field(
+        default=None,
+        description="auto divides the decoder's layers among all NVIDIA cards and the host's memory, for a model that is larger "
+        "than a card, and is slow; null keeps it on one card.",
+    )
     threads: Count | None = Field(
         default=None, description="Number of CPU threads; null leaves the choice to torch."
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from fedloom.client.answer_questions import WHOLE, Share
 from fedloom.client.local_job import Job
 from fedloom.client.local_training import can_train_together, train
 from fedloom.client.site import Profile, Question, Site
@@ -35,12 +36,14 @@ class InProcess:
         rows: Number of clients that train side by side, ≥ 1; 1 is one after the other.
         trained: Called with every update, for progress.
         processes: Processes that answer questions at once, ≥ 1.
+        share: Which part of the questions is answered; see `fedloom.client.answer_questions.Share`.
     """
 
     site: Site
     rows: int = 1
     trained: Callable[[Update], None] = ignore
     processes: int = 1
+    share: Share = WHOLE
 
     def start(self, method: str) -> Params:
         """Return the parameters of a method's first round."""
@@ -52,7 +55,7 @@ class InProcess:
 
     def answer(self, questions: Sequence[Question]) -> list[Answers]:
         """Answer questions, all about the same examples, each with its own model."""
-        return self.site.answer(questions, self.processes)
+        return self.site.answer(questions, self.processes, self.share)
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
         """Run a probe at each client, in the order of `assignments`; a client that raises is `Missing`."""

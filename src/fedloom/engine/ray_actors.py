@@ -9,29 +9,25 @@ threads and rows.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import count
 from typing import Any
 
 from fedloom.client.site import Site
-from fedloom.engine.in_process import WINDOW, InProcess, TrainsElsewhere
+from fedloom.engine.in_process import InProcess
 from fedloom.engine.ray_cluster import ActorRequest, actor_count, connect, import_ray
+from fedloom.engine.timed_answers import from_bytes, timed, to_bytes
+from fedloom.engine.trains_in_pieces import Trained, TrainsInPieces
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
 from fedloom.system.errors import UserError, error_sentence, first_line
 from fedloom.system.timing import Clock
-from fedloom.wire.framing import prepend_field, split_field
-from fedloom.wire.messages import Answer, Assignment, Missing, Update, answer_from_bytes
-
-CLIENTS_PER_ACTOR = 64
-"""Number of clients for each actor that are sorted together, so that those with most work begin first."""
+from fedloom.wire.messages import Assignment
 
 TRIES = 3
 """Number of actors that may die over the same clients before these are missing."""
@@ -87,8 +83,7 @@ class Actor:
             for old in [*self._known][: -max(BROADCASTS_HELD, len(shared))]:
                 del self._known[old]
             with gradient_checkpointing(site.tuned.vlm, recompute):
-                for answer in InProcess(site, rows).train(assignments, clock):
-                    answers.append(prepend_field(json.dumps(clock.take()).encode(), answer.to_bytes()))
+                answers += map(to_bytes, timed(InProcess(site, rows), assignments, clock))
         except Exception as error:
             return f"an actor on {socket.gethostname()}: {error_sentence(error)}", []
         return "", answers
@@ -232,56 +227,30 @@ class Actors:
 
 
 @dataclass(frozen=True)
-class RayActors(TrainsElsewhere):
+class RayActors(TrainsInPieces):
     """A backend that trains in Ray's actors and does everything else in this process.
 
     Attributes:
-        inner: The site in this process, the number of clients that train side by side, and what is called after updates.
         actors: The actors.
-        recompute: Whether layers are recomputed.
     """
 
     actors: Actors
-    recompute: bool = False
 
-    def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
-        """Train clients and yield their updates as they are done; a client that raises, or kills actors, is `Missing`."""
-        rows, layout = self.inner.rows, self.inner.site.tuned.layout
-        if not self.inner.site.memory.shared:
-            raise ValueError("the memory of an actor is lost when it ends; keep clients' memories in files")
+    def begin(self) -> int:
+        """Start Ray and the actors; return their number."""
         self.actors.start()
-        clock.lap("load")
-        begun = time.perf_counter()
-        for assigned, answers in self.actors.results(self._pieces(assignments), rows, self.recompute):
-            clock.skip()
-            passed = time.perf_counter() - begun
-            if isinstance(answers, str):
-                yield from [Missing(one.client, answers) for one in assigned]
-            else:
-                read = [
-                    (answer_from_bytes(answer, layout), json.loads(times))
-                    for times, answer in map(split_field, answers)
-                ]
-                total = sum(sum(spent.values()) for _, spent in read)
-                for answer, spent in read:
-                    if isinstance(answer, Update):
-                        self.inner.trained(answer)
-                    # Seconds that passed here for each second of an actor's work.
-                    clock.add({name: seconds * passed / total for name, seconds in spent.items()})
-                    yield answer
-            begun = time.perf_counter()
+        return len(self.actors.handles)
 
-    def _pieces(self, assignments: Iterable[Assignment]) -> Iterator[Sequence[Assignment]]:
-        """Divide assignments into pieces; blocks of clients side by side are the same as in one process."""
-        rows, coming = self.inner.rows, iter(assignments)
-        if rows > 1:
-            while window := list(islice(coming, rows * WINDOW)):
-                yield window
-        while window := list(islice(coming, CLIENTS_PER_ACTOR * max(1, len(self.actors.handles)))):
-            yield from ([one] for one in sorted(window, key=self._examples, reverse=True))
-
-    def _examples(self, assignment: Assignment) -> int:
-        return self.inner.site.method(assignment.method).profiles[assignment.client].examples
+    def results(
+        self, pieces: Iterator[Sequence[Assignment]]
+    ) -> Iterator[tuple[Sequence[Assignment], Trained]]:
+        """Let actors train pieces; see `Actors.results`."""
+        layout = self.inner.site.tuned.layout
+        for assigned, answers in self.actors.results(pieces, self.inner.rows, self.recompute):
+            yield (
+                assigned,
+                answers if isinstance(answers, str) else [from_bytes(one, layout) for one in answers],
+            )
 
 
 def _same_broadcast(one: Assignment, other: Assignment) -> bool:

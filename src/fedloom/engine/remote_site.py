@@ -1,13 +1,14 @@
 """Reach a site in another process over a pair of pipes, which carry all messages as bytes.
 
-The server's half is a backend; the site's half, `serve`, answers requests until its input ends. Eight bytes with its length
-precede each request and reply. If a site ends early, its clients are missing and the run goes on.
+The server's half is a backend; the site's half, `serve`, answers requests until its input ends. Requests and replies have the
+form of the messages of sites on other machines, and eight bytes with its length precede each. If a site ends early, its
+clients are missing and the run goes on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -15,15 +16,15 @@ import torch
 
 from fedloom.client.site import Profile, Question
 from fedloom.engine.rounds import Backend
+from fedloom.engine.timed_answers import from_bytes, timed, to_bytes
 from fedloom.params import Layout, Params
+from fedloom.system.errors import UserError, error_sentence
 from fedloom.system.timing import Clock
 from fedloom.tasks import UNPARSED
 from fedloom.tasks.score_answers import Answers
 from fedloom.wire.framing import prepend_field, split_field
-from fedloom.wire.messages import Answer, Assignment, Missing, answer_from_bytes
-from fedloom.wire.site_messages import receive_bytes, send_bytes
-
-START, DESCRIBE, TRAIN, MEASURE, ANSWER = b"sdtma"
+from fedloom.wire.messages import Answer, Assignment, Missing
+from fedloom.wire.site_messages import SiteMessage, receive_bytes, send_bytes
 
 
 @dataclass(frozen=True)
@@ -42,88 +43,120 @@ class Remote:
 
     def start(self, method: str) -> Params:
         """Return the parameters of a method's first round."""
-        return Assignment.from_bytes(self._ask(START, method.encode()), self.layout).params
+        (content,) = self._ask(SiteMessage("start", {"method": method})).parts
+        return Assignment.from_bytes(content, self.layout).params
 
     def describe(self, method: str) -> Sequence[Profile]:
         """Return the profile of each client, by its number."""
-        return [Profile(*fields) for fields in json.loads(self._ask(DESCRIBE, method.encode()))]
+        profiles = self._ask(SiteMessage("describe", {"method": method})).head["profiles"]
+        return [Profile(*fields) for fields in profiles]
 
     def answer(self, questions: Sequence[Question]) -> list[Answers]:
         """Answer questions, all about the same examples, each with its own model."""
-        for question in questions:
-            self._send(ANSWER, question_to_bytes(question))
-        self._send(ANSWER, b"")
-        return [answers_from_plain(values) for values in json.loads(self._receive())]
+        return judged_of(self._ask(answer_request(questions)))
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
         """Let clients train one after the other; once the site has failed, all further clients are `Missing`."""
         for assignment in assignments:
-            answer = self._answer_to(TRAIN, assignment)
+            answer = self._answer_to(SiteMessage("train", {}, (assignment.to_bytes(),)), assignment.client)
             clock.lap("site")
             yield answer
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
         """Run a probe of `fedloom.client.client_measurements` at each client."""
-        return (self._answer_to(MEASURE, assignment, probe) for assignment in assignments)
+        return (
+            self._answer_to(SiteMessage("measure", {"probe": probe}, (one.to_bytes(),)), one.client)
+            for one in assignments
+        )
 
-    def _answer_to(self, kind: int, assignment: Assignment, probe: str = "") -> Answer:
+    def _answer_to(self, request: SiteMessage, client: int) -> Answer:
         try:
-            request = prepend_field(probe.encode(), assignment.to_bytes())
-            answer = answer_from_bytes(self._ask(kind, request), self.layout)
-            if answer.client != assignment.client:
+            (content,) = self._ask(request).parts
+            answer, _ = from_bytes(content, self.layout)
+            if answer.client != client:
                 raise ValueError(f"it answered as client {answer.client}")
             return answer
         except (OSError, EOFError, ValueError) as error:
-            return Missing(assignment.client, f"its site failed: {error}")
+            return Missing(client, f"its site failed: {error}")
 
-    def _ask(self, kind: int, content: bytes) -> bytes:
-        self._send(kind, content)
-        return self._receive()
-
-    def _send(self, kind: int, content: bytes) -> None:
-        send_bytes(self.requests, bytes([kind]) + content)
-
-    def _receive(self) -> bytes:
-        return receive_bytes(self.replies)
+    def _ask(self, request: SiteMessage) -> SiteMessage:
+        send_bytes(self.requests, request.to_bytes())
+        return receive_reply(self.replies)
 
 
-def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[bytes]) -> None:
-    """Answer a server's requests until they end.
+def receive_reply(replies: IO[bytes]) -> SiteMessage:
+    """Read the reply of `serve` to a request.
+
+    Raises:
+        UserError: The site refused the request.
+        EOFError: The site has ended.
+        ValueError: The bytes are damaged.
+    """
+    reply = SiteMessage.from_bytes(receive_bytes(replies))
+    if reply.kind == "refused":
+        raise UserError(str(reply.head["reason"]))
+    return reply
+
+
+def serve(answer: Callable[[SiteMessage], SiteMessage], requests: IO[bytes], replies: IO[bytes]) -> None:
+    """Answer a server's requests until they end; an error is an answer, too.
 
     Args:
-        backend: The site, and how its clients train.
-        layout: Names and shapes of what is exchanged.
-        requests: The requests that `Remote` sends.
+        answer: Request → answer, such as `reply_to` with a backend.
+        requests: The requests.
         replies: The stream to which answers are written.
     """
-    questions = list[Question]()
     while True:
         try:
             request = receive_bytes(requests)
         except EOFError:
             return
-        kind, content = request[0], request[1:]
-        if kind == START:
-            send_bytes(replies, Assignment("", 0, 0, 0, backend.start(content.decode())).to_bytes())
-        elif kind == DESCRIBE:
-            send_bytes(replies, json.dumps(list(backend.describe(content.decode()))).encode())
-        elif kind in (TRAIN, MEASURE):
-            probe, message = split_field(content)
-            assignments = [Assignment.from_bytes(message, layout)]
-            (answer,) = (
-                backend.train(assignments, Clock())
-                if kind == TRAIN
-                else backend.measure(assignments, probe.decode())
-            )
-            send_bytes(replies, answer.to_bytes())
-        elif content:
-            questions.append(question_from_bytes(content, layout))
-        else:
-            send_bytes(
-                replies,
-                json.dumps([answers_to_plain(answers) for answers in backend.answer(questions)]).encode(),
-            )
-            questions.clear()
+        try:
+            reply = answer(SiteMessage.from_bytes(request))
+        except Exception as error:
+            reply = SiteMessage("refused", {"reason": error_sentence(error)})
+        send_bytes(replies, reply.to_bytes())
+
+
+def reply_to(backend: Backend, layout: Layout, request: SiteMessage) -> SiteMessage:
+    """Return a site's reply to a request.
+
+    Args:
+        backend: The site, and how its clients train.
+        layout: Names and shapes of what is exchanged.
+        request: The request.
+
+    Raises:
+        ValueError: There is no such request, or its parts are damaged.
+    """
+    head, parts = request.head, request.parts
+    if request.kind == "start":
+        start = Assignment("", 0, 0, 0, backend.start(head["method"]))
+        return SiteMessage("answered", {}, (start.to_bytes(),))
+    if request.kind == "describe":
+        return SiteMessage("answered", {"profiles": list(backend.describe(head["method"]))})
+    if request.kind == "answer":
+        questions = [question_from_bytes(one, layout) for one in parts]
+        return SiteMessage(
+            "answered", {"judged": [answers_to_plain(one) for one in backend.answer(questions)]}
+        )
+    if request.kind not in ("train", "measure"):
+        raise ValueError(f"there is no request {request.kind!r}")
+    assignments = [Assignment.from_bytes(one, layout) for one in parts]
+    if request.kind == "train":
+        return SiteMessage("answered", {}, tuple(map(to_bytes, timed(backend, assignments))))
+    results = backend.measure(assignments, head["probe"])
+    return SiteMessage("answered", {}, tuple(to_bytes((one, {})) for one in results))
+
+
+def answer_request(questions: Sequence[Question], **head: Any) -> SiteMessage:
+    """Return the request to answer questions."""
+    return SiteMessage("answer", head, tuple(map(question_to_bytes, questions)))
+
+
+def judged_of(reply: SiteMessage) -> list[Answers]:
+    """Return the answers of the reply to `answer_request`."""
+    return [answers_from_plain(values) for values in reply.head["judged"]]
 
 
 def question_to_bytes(question: Question) -> bytes:

@@ -1,13 +1,11 @@
-"""Train clients in several processes, or on several devices, at once: each trains its share as `InProcess` does.
+"""Train clients in several copies of this process at once: each trains its share as `InProcess` does.
 
-A process is a copy of this one with its own cores, for processors with more cores than one client's batch can use. Updates
-return through a pipe, as the same messages that another machine would send. A device has a copy of the model and a thread
-that keeps it busy. The updates are those of one process with as many threads, or of one device.
+A copy has its own cores, for processors with more cores than one client's batch can use. Updates return through a pipe, as
+the same messages that another machine would send. They are those of one process with as many threads.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -17,35 +15,27 @@ from itertools import islice
 
 from fedloom.client.learning_rate import steps_of
 from fedloom.engine.client_order import WAITING_BYTES
-from fedloom.engine.in_process import InProcess, TrainsElsewhere, ignore
+from fedloom.engine.in_process import TrainsElsewhere, ignore
+from fedloom.engine.timed_answers import Timed, from_bytes, timed, to_bytes
 from fedloom.models.batches import encode
-from fedloom.params import Layout
-from fedloom.system.processes import run_forked, run_threaded, threads_per_process
+from fedloom.system.processes import run_forked, threads_per_process
 from fedloom.system.timing import Clock
-from fedloom.tuning.adapters import Tuned
-from fedloom.wire.framing import prepend_field, split_field
-from fedloom.wire.messages import Answer, Assignment, Missing, Update, answer_from_bytes
+from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
 CLIENTS_PER_COPY = 64
 """Number of clients that a copy of this process trains before a new copy is made, which takes some 20 ms."""
 
-Timed = tuple[Answer, dict[str, float]]
-"""A client's answer, and the seconds that each kind of work for it took."""
-
 
 @dataclass(frozen=True)
 class Workers(TrainsElsewhere):
-    """A backend that divides the cohort among copies of this process, or among several devices.
+    """A backend that divides the cohort among copies of this process.
 
     Attributes:
-        inner: The backend with which each of them trains its clients. In processes, clients keep their memory in files.
+        inner: The backend with which each of them trains its clients, which keep their memory in files.
         count: Number of processes, ≥ 2; they share this process's threads.
-        replicas: Copies of the model on other devices; if there are any, each device trains a share, and no process is
-            copied.
     """
 
     count: int
-    replicas: tuple[Tuned, ...] = ()
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
         """Train clients and yield their updates in the order of `assignments`.
@@ -67,7 +57,7 @@ class Workers(TrainsElsewhere):
         ends: dict[int, str] = {}
         for number, (answer, spent) in self._results([[window[k] for k in share] for share in shares], ends):
             if isinstance(answer, Update):
-                if answer.keeps and not self.replicas and not self.inner.site.memory.shared:
+                if answer.keeps and not self.inner.site.memory.shared:
                     raise ValueError("what clients keep in a copy of this process is lost; keep it in files")
                 self.inner.trained(answer)
             done[next(unanswered[number])] = answer, spent
@@ -105,36 +95,16 @@ class Workers(TrainsElsewhere):
 
         If a process is killed, `ends` holds how it ended, by the number of its share.
         """
-        each = replace(self.inner, trained=ignore)
-        if self.replicas:
-            sites = [each.site, *(replace(each.site, tuned=tuned) for tuned in self.replicas)]
-            # With few clients there may be fewer shares than models.
-            pairs = [(replace(each, site=site), share) for site, share in zip(sites, shares, strict=False)]
-            yield from run_threaded([partial(_train_share, *pair) for pair in pairs])
-            return
-        layout = each.site.tuned.layout
-        parts = [partial(_packed, each, share) for share in shares]
+        each, layout = replace(self.inner, trained=ignore), self.inner.site.tuned.layout
+
+        def messages(share: Sequence[Assignment]) -> Iterator[bytes]:
+            return map(to_bytes, timed(each, share))
+
+        parts = [partial(messages, share) for share in shares]
         for number, message in run_forked(
             parts, threads_per_process(self.count), ends.__setitem__, only_killed=True
         ):
-            yield number, _unpacked(message, layout)
-
-
-def _train_share(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[Timed]:
-    clock = Clock()
-    for answer in backend.train(assignments, clock):
-        yield answer, clock.take()
-
-
-def _packed(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[bytes]:
-    for answer, spent in _train_share(backend, assignments):
-        yield prepend_field(json.dumps(spent).encode(), answer.to_bytes())
-
-
-def _unpacked(message: bytes, layout: Layout) -> Timed:
-    """Read a message of `_packed`."""
-    times, answer = split_field(message)
-    return answer_from_bytes(answer, layout), json.loads(times)
+            yield number, from_bytes(message, layout)
 
 
 def deal(sizes: Sequence[int], count: int) -> list[list[int]]:

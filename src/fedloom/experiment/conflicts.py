@@ -51,6 +51,7 @@ def conflicts_of(experiment: ExperimentBase) -> Iterator[Conflict]:
     yield from part_conflicts(experiment)
     yield from compile_conflicts(experiment)
     yield from backend_conflicts(experiment)
+    yield from device_map_conflicts(experiment)
     yield from validation_conflicts(experiment)
     count = (("scenario", "clients"),)
     if cohort is not None and cohort > clients:
@@ -292,6 +293,28 @@ def backend_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
         if engine.backend != "ray" and (value := getattr(engine, key)) is not None:
             message = f"engine.{key} is {value}, but engine.backend is {engine.backend}; only ray has {key}"
             yield Conflict(("engine", key), message, where)
+
+
+def device_map_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
+    """Yield settings that are incompatible with layers on several cards and in the host's memory."""
+    if (given := experiment.model.device_map) is None:
+        return
+    engine, where = experiment.engine, (("model", "device_map"),)
+    about = f"but model.device_map is {given}"
+    if (quantize := experiment.model.quantize) is not None:
+        message = (
+            f"model.quantize is {quantize}, {about}, which does not move quantized layers; leave one out"
+        )
+        yield Conflict(("model", "quantize"), message, where)
+    if engine.compile:
+        message = (
+            f"engine.compile is true, {about}, and layers that are moved cannot be compiled; leave one out"
+        )
+        yield Conflict(("engine", "compile"), message, where)
+    if engine.backend == "ray" or engine.workers not in ("auto", 1):
+        key = "backend" if engine.backend == "ray" else "workers"
+        message = f"engine.{key} is {getattr(engine, key)}, {about}, which uses all cards in one process; leave one out"
+        yield Conflict(("engine", key), message, where)
 
 
 def validation_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:

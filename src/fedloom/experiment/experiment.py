@@ -39,7 +39,7 @@ LATER = {
     "aggregate": ("over",),
     "communication": ("up", "down", "feedback"),
     "train": ("micro_batch", "repeat"),
-    "model": ("quantize", "pixels"),
+    "model": ("quantize", "pixels", "device_map"),
 }
 """Keys, by section, that experiments of version 0.1 did not have."""
 

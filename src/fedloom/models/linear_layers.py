@@ -21,11 +21,24 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def plain_weight(module: nn.Module) -> Tensor | None:
-    """Return the weight [O, I] of a linear layer in which its values lie as they are, or None for a quantized layer."""
+    """Return the weight [O, I] of a linear layer in which its values lie as they are, or None.
+
+    A quantized layer has none, and a layer whose weights are in the host's memory has values only while it computes.
+    """
     shape, weight = linear_shape(module), module.get_parameter("weight")
-    if shape is None or not weight.is_floating_point() or weight.numel() != shape[0] * shape[1]:
+    if (
+        shape is None
+        or is_offloaded(module)
+        or not weight.is_floating_point()
+        or weight.numel() != shape[0] * shape[1]
+    ):
         return None
     return weight if isinstance(module, nn.Linear) else weight.mT
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Return whether a module's own weights are in the host's memory between its passes; see `fedloom.models.device_map`."""
+    return bool(getattr(getattr(module, "_hf_hook", None), "offload", False))
 
 
 def weight_count(module: nn.Module) -> int:

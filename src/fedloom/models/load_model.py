@@ -44,7 +44,6 @@ __all__ = [
     "encoder_identity",
     "load_vlm",
     "move_model",
-    "other_devices",
     "rest_encoder",
     "why_not_storable",
     "with_feature_store",
@@ -359,11 +358,3 @@ def move_model(vlm: Vlm, device: str, precision: str, quantize: str | None = Non
     if device != "cpu":
         vlm.model.to(device)
     return vlm
-
-
-def other_devices(vlm: Vlm) -> list[torch.device]:
-    """Return the other GPUs of this machine; none if the model is on the CPU."""
-    if vlm.device.type != "cuda":
-        return []
-    own = vlm.device.index
-    return [torch.device("cuda", index) for index in range(torch.cuda.device_count()) if index != own]

@@ -40,14 +40,30 @@ def actors_of(
     engine = experiment.engine
     if engine.backend != "ray" or in_actor():
         return None
-    require_serializable(experiment)
     request = actor_request(experiment, None if engine.workers == "auto" else engine.workers)
-    single = engine.model_copy(update={"backend": "in-process", "workers": 1, "address": None, "gpus": None})
-    model = experiment.model.model_copy(update={"threads": request.threads})
-    in_actors = experiment.model_copy(update={"engine": single, "model": model})
-    actors = Actors(request, open_site, (in_actors.to_json(), str(folder.absolute())), message)
+    arguments = site_arguments(experiment, folder, request.threads)
+    actors = Actors(request, open_site, [*arguments.values()], message)
     live.callback(actors.close)
     return actors
+
+
+def site_arguments(experiment: Experiment, folder: Path, threads: int) -> dict[str, str]:
+    """Return the arguments of `fedloom.runs.run_setup.open_site_elsewhere` for another process of a run.
+
+    Args:
+        experiment: Every choice.
+        folder: The folder of the clients' memories.
+        threads: Threads of the process.
+
+    Raises:
+        UserError: The experiment holds Python values, which no other process can get.
+    """
+    require_serializable(experiment)
+    single = {"backend": "in-process", "workers": 1, "address": None, "gpus": None}
+    engine = experiment.engine.model_copy(update=single)
+    model = experiment.model.model_copy(update={"threads": threads})
+    there = experiment.model_copy(update={"engine": engine, "model": model})
+    return {"experiment": there.to_json(), "folder": str(folder.absolute())}
 
 
 def actor_request(experiment: Experiment, count: int | None) -> ActorRequest:
@@ -70,6 +86,6 @@ def require_serializable(experiment: Experiment) -> None:
     """Raise UserError if an experiment holds Python values, which no other process can get."""
     if python := [plugins for plugins in experiment.plugins if isinstance(plugins, Plugins)]:
         raise UserError(
-            f"engine.backend: {', '.join(map(str, python[0].names))} came as a Python value, which no other process "
-            "can get; put it into a file, and name that file under plugins"
+            f"plugins: {', '.join(map(str, python[0].names))} came as a Python value, which no other process can get; put "
+            "it into a file, and name that file under plugins"
         )

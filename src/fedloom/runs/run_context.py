@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedloom.client.site import Site
+from fedloom.engine.card_processes import CardProcesses
 from fedloom.engine.federation import Federation
 from fedloom.engine.ray_actors import Actors
 from fedloom.engine.rounds import Backend
@@ -44,9 +45,9 @@ class RunContext:
     progress: Progress
     identity: str
     judge: Judge | None = None
-    replicas: tuple[Tuned, ...] = ()
     validation: Validation | None = None
     actors: Actors | None = None
+    cards: CardProcesses | None = None
     remote: Backend | None = None
     answered: dict[Hashable, Answers] = field(default_factory=dict[Hashable, Answers])
 

@@ -19,14 +19,16 @@ from fedloom.engine.checkpoints import recorded_below
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import parse_method
 from fedloom.models.assemble_model import base_digest, load_base, parts_digest, with_connector
+from fedloom.models.device_map import spread_decoder
 from fedloom.models.example_checks import CheckedData, check_examples
 from fedloom.models.hub import Source
 from fedloom.models.judge_model import load_judge
-from fedloom.models.load_model import Vlm, move_model, other_devices, rest_encoder, with_feature_store
+from fedloom.models.load_model import Vlm, move_model, rest_encoder, with_feature_store
 from fedloom.models.precision import deterministic_kernels, device_of, precision_of
 from fedloom.models.sentence_embeddings import sentence_source
 from fedloom.models.text_only import check_pattern
 from fedloom.run_log import Follower, RunLog, require_length
+from fedloom.runs.card_setup import cards_of
 from fedloom.runs.own_answers import require_options
 from fedloom.runs.ray_setup import actors_of
 from fedloom.runs.run_context import RunContext
@@ -56,7 +58,7 @@ from fedloom.system.progress import Progress
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tasks.linear_baseline import require_choice
-from fedloom.tuning.adapters import Tuned, prepare, release, replica
+from fedloom.tuning.adapters import Tuned, prepare, release
 from fedloom.tuning.strategies import LoRA, Strategy, merged_stage, strategy
 from fedloom.types import Conversation, DataSet, Example, Presence
 from fedloom.version import __version__
@@ -92,7 +94,7 @@ def set_up_run(
         folder: The run folder.
         progress: Shows messages about data and versions.
         models: Loaded models and judges; see `run_experiment`.
-        live: Removes the adapters from the model, and ends Ray's actors, when it closes.
+        live: Removes the adapters from the model, and ends Ray's actors and the processes of cards, when it closes.
         site_data: What the server knows about the data of sites on other machines; None for the experiment's data.
         follow: Called with each line of the run's log.
     """
@@ -108,13 +110,11 @@ def set_up_run(
         require_choice(data.examples)
     require_options(experiment, data, progress.message)
     here = with_precision(experiment, folder)
-    tuned, replicas = live.enter_context(_adapted(here, models))
+    tuned = live.enter_context(_adapted(here, models))
     vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
     progress.advance()
     check_pattern(vlm.family, experiment.scenario.pattern)
     check = checked_data(experiment, vlm, data, progress, complete=site_data is None)
-    for other in replicas:
-        rest_encoder(other.vlm)
     clock.lap("vision")
     data = check.data
     divide = plan_and_validation if site_data is None else plan_over_sites
@@ -144,8 +144,9 @@ def set_up_run(
         experiment, data, plan, tuned, stages, folder / METHODS, validation, own_data=site_data is not None
     )
     return RunContext(
-        experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, replicas, validation,
-        actors_of(here, folder / METHODS, _open_actor_site, progress.message, live),
+        experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, validation,
+        actors_of(here, folder / METHODS, open_site_elsewhere, progress.message, live),
+        cards_of(here, folder / METHODS, vlm.device, live) if site_data is None else None,
     )  # fmt: skip
 
 
@@ -158,7 +159,7 @@ def open_site(experiment: Experiment, folder: Path) -> Iterator[Site]:
         folder: The folder of the clients' memories.
     """
     set_threads(experiment)
-    with _adapted(with_precision(experiment), {}) as (tuned, _):
+    with _adapted(with_precision(experiment), {}) as tuned:
         data = checked_data(experiment, tuned.vlm, load_run_data(experiment)).data
         plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
         yield make_site(experiment, data, plan, tuned, stages_of(experiment), folder, validation)
@@ -179,7 +180,7 @@ def open_own_site(
         name: The site's name.
     """
     set_threads(experiment)
-    with _adapted(with_precision(experiment), {}) as (tuned, _):
+    with _adapted(with_precision(experiment), {}) as tuned:
         checked = checked_data(experiment, tuned.vlm, data).data
         divided = hold_out_at_site(checked, experiment.data.validation, experiment.seed, name)
         plan = plan_with_all_examples(divided.train, experiment.scenario.clients)
@@ -191,8 +192,8 @@ def open_own_site(
         )
 
 
-def _open_actor_site(experiment: str, folder: str) -> AbstractContextManager[Site]:
-    """Open the site of an actor of Ray, which gets the experiment as JSON."""
+def open_site_elsewhere(experiment: str, folder: str) -> AbstractContextManager[Site]:
+    """Open the site of another process of a run, which gets the experiment as JSON."""
     if not Path(folder).is_dir():
         raise UserError(f"{folder} is not there; the run's folder must be at the same path on all nodes")
     return open_site(Experiment.from_json(experiment), Path(folder))
@@ -235,16 +236,13 @@ def with_precision(experiment: Experiment, folder: Path | None = None) -> Experi
 
 
 @contextmanager
-def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tuple[Tuned, ...]]]:
-    """Insert an experiment's adapters into its model, and into copies on the other devices that it uses."""
-    engine = experiment.engine
-    with deterministic_kernels(engine.deterministic, experiment.model.device):
+def _adapted(experiment: Experiment, models: Models) -> Iterator[Tuned]:
+    """Insert an experiment's adapters into its model."""
+    with deterministic_kernels(experiment.engine.deterministic, experiment.model.device):
         stage = merged_stage(stages_of(experiment))
         tuned = prepare(loaded_model(experiment, models), stage, experiment.training_seed)
         try:
-            # Several cards are used only on request, because nothing has shown yet that they are faster.
-            used = [] if engine.workers == "auto" else other_devices(tuned.vlm)[: engine.workers - 1]
-            yield tuned, tuple(replica(tuned, device) for device in used)
+            yield tuned
         finally:
             release(tuned)
 
@@ -298,7 +296,10 @@ def loaded_model(experiment: Experiment, models: Models) -> Vlm:
 
     def load() -> Vlm:
         base = load_base(settings, experiment.families)
-        return move_model(base, settings.device, settings.precision, settings.quantize)
+        if settings.device_map is None or device_of(settings.device) != "cuda":
+            return move_model(base, settings.device, settings.precision, settings.quantize)
+        spread_decoder(move_model(base, "cpu", precision_of(settings.precision, "cuda")))
+        return base
 
     # The key includes the content of files, which may have changed since another experiment loaded them.
     code = "".join(family_code(experiment).values())

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from itertools import chain
 
 from fedloom.client.local_job import Job
+from fedloom.engine.card_processes import Cards
 from fedloom.engine.client_sampling import draw_cohort
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine_choices import MOST, Choice, Machine, choose, this_machine
@@ -26,18 +27,24 @@ from fedloom.system.progress import Progress
 from fedloom.wire.messages import Update
 
 
-def local_backend(context: RunContext) -> InProcess:
-    """Return the run's site as a backend that trains one client after the other."""
+def local_backend(context: RunContext) -> Backend:
+    """Return the run's site on this machine as a backend that trains one client after the other on each card."""
+    here = _in_this_process(context)
+    return here if context.cards is None else Cards(here, context.cards)
+
+
+def _in_this_process(context: RunContext) -> InProcess:
     return InProcess(context.site, processes=workers_of(context))
 
 
 def backend_of(context: RunContext, name: str) -> Backend:
-    """Return the backend of a method's clients: sites on other machines if its clients train there, else this one."""
-    if context.remote is not None and trains_at_sites(
-        context.experiment.method(name), own_data=context.sites is not None
-    ):
-        return context.remote
-    return local_backend(context)
+    """Return the backend of a method's clients: sites on other machines if its clients train there, else this machine."""
+    return _remote(context, name) or local_backend(context)
+
+
+def _remote(context: RunContext, name: str) -> Backend | None:
+    at_sites = trains_at_sites(context.experiment.method(name), own_data=context.sites is not None)
+    return context.remote if at_sites else None
 
 
 def run_trainings(context: RunContext, label: str, runs: Sequence[Training]) -> list[TrainingState]:
@@ -55,17 +62,16 @@ def run_trainings(context: RunContext, label: str, runs: Sequence[Training]) -> 
     context.progress.stage(label, left)
     if not left:
         return [run.training_state for run in runs]
-    if not isinstance(backend := backend_of(context, runs[0].method), InProcess):
-        return run_rounds(runs, backend)
+    if (remote := _remote(context, runs[0].method)) is not None:
+        return run_rounds(runs, remote)
 
     choice = choice_of(context, runs)
     trained = show_updates(context.progress, sent=is_federated(runs[0].method))
-    inner = replace(local_backend(context), rows=choice.rows, trained=trained)
+    inner = replace(_in_this_process(context), rows=choice.rows, trained=trained)
     make_backend = BACKENDS[context.experiment.engine.backend]
     with ExitStack() as stack:
-        for tuned in (context.tuned, *context.replicas):
-            stack.enter_context(compiling(tuned.vlm, context.experiment.engine.compile))
-            stack.enter_context(gradient_checkpointing(tuned.vlm, choice.recompute))
+        stack.enter_context(compiling(context.vlm, context.experiment.engine.compile))
+        stack.enter_context(gradient_checkpointing(context.vlm, choice.recompute))
         return run_rounds(runs, make_backend(context, inner, choice, _clients(runs)))
 
 
@@ -86,12 +92,13 @@ def _in_process(context: RunContext, inner: InProcess, choice: Choice, clients: 
 
 
 def _workers(context: RunContext, inner: InProcess, choice: Choice, clients: int) -> Backend:
-    several = clients > 1 and choice.workers > 1
-    return Workers(inner, choice.workers, context.replicas) if several else inner
+    if context.cards is not None:
+        return Cards(inner, context.cards, recompute=choice.recompute)
+    return Workers(inner, choice.workers) if clients > 1 and choice.workers > 1 else inner
 
 
 def _ray(context: RunContext, inner: InProcess, choice: Choice, clients: int) -> Backend:
-    return inner if context.actors is None else RayActors(inner, context.actors, choice.recompute)
+    return inner if context.actors is None else RayActors(inner, context.actors, recompute=choice.recompute)
 
 
 BACKENDS: dict[str, Callable[[RunContext, InProcess, Choice, int], Backend]] = {
@@ -128,7 +135,6 @@ def choice_of(context: RunContext, runs: Sequence[Training]) -> Choice:
     recompute = choice.recompute if engine.recompute == "auto" else engine.recompute == "always"
     if engine.backend == "workers" and engine.workers == "auto":
         workers = max(2, workers_of(context))
-    workers = len(context.replicas) + 1 if context.replicas else workers
     return Choice(rows if context.tuned.stackable else 1, workers, recompute)
 
 
@@ -176,20 +182,19 @@ def workers_of(context: RunContext) -> int:
     have Ray's threads.
 
     Raises:
-        UserError: A process cannot be copied, and the experiment sets more workers than there are devices.
+        UserError: A process cannot be copied, and the experiment sets several workers where there are not several cards.
     """
     engine = context.experiment.engine
-    chosen, devices = engine.workers, len(context.replicas) + 1
-    if engine.compile or engine.backend in ("in-process", "ray"):
+    chosen = engine.workers
+    if engine.compile or engine.backend in ("in-process", "ray") or context.cards is not None:
         return 1
     machine = this_machine(context.vlm.device)
     if chosen == "auto":
         return machine.threads if machine.copies else 1
     if machine.copies:
         return chosen
-    if chosen > devices:
+    if chosen > 1:
         raise UserError(
-            "engine.workers: several processes need Linux and a model on the CPU, and several devices are not "
-            f"here; set it to {devices}"
+            "engine.workers: several processes need Linux and a model on the CPU, or several NVIDIA cards; set it to 1"
         )
     return 1

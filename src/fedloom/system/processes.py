@@ -1,4 +1,4 @@
-"""Run work in forked copies of this process, or in threads; copies send back only their results.
+"""Run work in forked copies of this process, which send back only their results.
 
 A copy shares the memory of its original until either writes to it, so models and data need not be loaded or sent
 again. Forking works on Linux only, and not once an accelerator is in use, which no copy can share.
@@ -16,16 +16,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import torch
 
 from fedloom.system.errors import UserError, error_sentence, user_message
 from fedloom.system.signals import defer_signals, ignore_signals
-
-T = TypeVar("T")
 
 Work = Callable[[], Iterator[bytes]]
 """The work of one process; what it yields is sent to the original."""
@@ -95,48 +91,6 @@ def run_forked(
             os.close(read)
 
 
-def run_threaded(parts: Sequence[Callable[[], Iterator[T]]]) -> Iterator[tuple[int, T]]:
-    """Run each part in a thread of its own, for work that an accelerator does.
-
-    Args:
-        parts: The work of each thread.
-
-    Yields:
-        (number of the part, what it yields); the values of each part in order, those of several parts as they arrive.
-
-    Raises:
-        Exception: A part raised it; the others are stopped at their next value.
-    """
-    results: SimpleQueue[tuple[int, T] | Exception | None] = SimpleQueue()
-    stopped = False
-
-    def work(number: int, part: Callable[[], Iterator[T]]) -> None:
-        try:
-            for value in part():
-                results.put((number, value))
-                if stopped:
-                    return
-            results.put(None)
-        except Exception as error:
-            results.put(error)
-
-    with ThreadPoolExecutor(max(1, len(parts))) as pool:
-        try:
-            for number, part in enumerate(parts):
-                pool.submit(work, number, part)
-            left = len(parts)
-            while left:
-                result = results.get()
-                if isinstance(result, Exception):
-                    raise result
-                if result is None:
-                    left -= 1
-                else:
-                    yield result
-        finally:
-            stopped = True
-
-
 def _fork() -> int:
     with warnings.catch_warnings():
         # Python warns of locks that threads hold; only a progress bar's thread has one, and no part prints.
@@ -144,10 +98,16 @@ def _fork() -> int:
         return os.fork()
 
 
+def end_with_parent() -> None:
+    """Let this process be killed when the thread ends that started it; only on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+
+
 def _work(part: Work, write: int, threads: int, others: Sequence[int]) -> NoReturn:
     """Run a part in the copy, and end the process without returning into the original's code."""
     try:
-        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+        end_with_parent()
         ignore_signals()  # the original gets the signals too, and ends its copies
         for other in others:
             os.close(other)
@@ -209,16 +169,20 @@ def _messages(
                 os.close(read)
                 _, status = os.waitpid(running.pop(read), 0)
                 if failure is None:
-                    failure = _death(status)
+                    failure = end_reason(os.waitstatus_to_exitcode(status))
                     if lost is None:
                         raise UserError(f"a worker process {failure}; {_FEWER}")
                 if failure and lost is not None:
                     lost(number, failure.partition("\n")[0])
 
 
-def _death(status: int) -> str:
-    """Return how a process ended that did not report its end."""
-    code = os.waitstatus_to_exitcode(status)
+def end_reason(code: int) -> str:
+    """Return how a process ended that did not report its end, from its exit code, or minus the number of a signal.
+
+    Example:
+        >>> end_reason(1)
+        'ended by itself with exit code 1'
+    """
     if code >= 0:
         return f"ended by itself with exit code {code}"
     reason = ", perhaps because memory ran out" if -code == signal.SIGKILL else ""

@@ -48,6 +48,23 @@ def concatenate(parts: Sequence[Answers]) -> Answers:
     )
 
 
+def merge(parts: Sequence[Answers]) -> Answers:
+    """Combine answers to the same examples, each of which was answered in one of the parts, by a reply or probabilities."""
+    count = range(len(parts[0].answers))
+    given = [
+        next(
+            (one for one in parts if one.replies[k] is not None or one.probabilities[k] is not None), parts[0]
+        )
+        for k in count
+    ]
+    return Answers(
+        tuple(given[k].answers[k] for k in count),
+        tuple(given[k].probabilities[k] for k in count),
+        tuple(given[k].replies[k] for k in count),
+        parts[0].answer_form,
+    )
+
+
 def take(answers: Answers, places: slice) -> Answers:
     """Return the answers to some of the examples."""
     return Answers(

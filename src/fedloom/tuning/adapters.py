@@ -5,14 +5,12 @@ Shape legend: P trained values, K clients side by side, I and O a linear layer's
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -285,23 +283,6 @@ def empty_tuned(vlm: Vlm, stage: Stage) -> Tuned:
     shapes, spots = trained_shapes(vlm, stage)
     start = Params.zeros(Layout.of(shapes))
     return Tuned(vlm, stage, start, spots, start.flat[None], start.flat[None], {})
-
-
-def replica(tuned: Tuned, device: torch.device) -> Tuned:
-    """Return a copy of a live model with one row on another device, where it trains along with the first; features are shared.
-
-    Each weight is copied straight to the other device, so the first one never holds a second copy.
-    """
-    copied: dict[int, Any] = {}  # what deepcopy takes in place of an object, by the object's id
-    for value in tuned.vlm.model.parameters():
-        copied[id(value)] = nn.Parameter(value.detach().to(device, copy=True), value.requires_grad)
-    for value in tuned.vlm.model.buffers():
-        copied[id(value)] = value.to(device, copy=True)
-    vlm = replace(tuned.vlm, model=copy.deepcopy(tuned.vlm.model, copied))
-    flat = tuned.flat.to(device, copy=True)
-    other = replace(tuned, vlm=vlm, flat=flat, grads=torch.zeros_like(flat), slots={})
-    other.tie()
-    return other
 
 
 def _draw(start: Params, spots: Mapping[str, Spot], seed: int) -> Params:

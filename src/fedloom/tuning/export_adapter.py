@@ -181,17 +181,18 @@ def merge_adapters(tuned: Tuned, params: Params) -> None:
     The model then is an ordinary one; `tuned` must not be used any more.
 
     Raises:
-        UserError: A layer is quantized, so that nothing can be added to its weight.
+        UserError: A layer is quantized or in the host's memory, so that nothing can be added to its weight.
     """
     if any(plain_weight(layer.base) is None for layer in tuned.adapters.values()):
         raise UserError(
-            "adapters cannot be merged into quantized layers (model.quantize); export the adapter without --merged"
+            "adapters cannot be merged into quantized layers (model.quantize), or into layers in the host's memory "
+            "(model.device_map); export the adapter without --merged"
         )
     tuned.write(params)
     for layer in tuned.adapters.values():
         update = layer.scale * (layer.lora_b.double() @ layer.lora_a.double())
         if (weight := plain_weight(layer.base)) is not None:
-            weight.add_(update.to(weight.dtype))
+            weight.add_(update.to(weight))
     release(tuned)
     for name, value in params.items():
         if not name.endswith((":lora_a", ":lora_b")):

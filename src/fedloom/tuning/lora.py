@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedloom.models.linear_layers import is_offloaded
 from fedloom.params import Layout
 
 
@@ -44,13 +45,16 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [..., I] → [..., O]
         """Apply layer and update."""
         a, b = self.cast or (self.lora_a.to(x.dtype), self.lora_b.to(x.dtype))
+        a, b = a.to(x.device), b.to(x.device)  # this layer may be on another card than all adapters
+        scale = self.scale.to(x.device) if isinstance(self.scale, Tensor) else self.scale
         rows = x.reshape(*a.shape[:-2], -1, x.shape[-1])  # [K, tokens, I]
         inside = None if self.drop is None else self.drop(x).view_as(rows)
-        if type(self.base) is not nn.Linear:  # only the layer itself knows how to multiply by its weight
+        # Only the layer itself knows how to multiply by its weight, or has it.
+        if type(self.base) is not nn.Linear or is_offloaded(self.base):
             y = self.base(x)
-            inner = ((rows if inside is None else inside) @ a.mT) * self.scale
+            inner = ((rows if inside is None else inside) @ a.mT) * scale
             return y + (inner.to(a.dtype) @ b.mT).view(*x.shape[:-1], -1).to(y.dtype)
-        y = _Adapted.apply(rows, self.base.weight, self.base.bias, inside, a, b, self.scale)
+        y = _Adapted.apply(rows, self.base.weight, self.base.bias, inside, a, b, scale)
         return y.view(*x.shape[:-1], -1)
 
 

@@ -34,7 +34,7 @@ def svd_start(tuned: Tuned) -> Params:
     values (`fedloom.tuning.adapters.empty_tuned`) keeps its own start, which has the same shapes.
 
     Raises:
-        UserError: The rank is larger than a layer's smaller side, or a layer is quantized.
+        UserError: The rank is larger than a layer's smaller side, or a layer is quantized or in the host's memory.
     """
     start = tuned.start.with_flat(tuned.start.flat.clone())
     if tuned.stage.lora is not None and not tuned.adapters:
@@ -45,7 +45,8 @@ def svd_start(tuned: Tuned) -> Params:
             weight = plain_weight(tuned.vlm.model.get_submodule(f"{layer}.base"))
             if weight is None:
                 raise UserError(
-                    f"yoco starts from the values of a layer's weight, and {layer} is quantized; use a model that is not"
+                    f"yoco starts from the values of a layer's weight, and {layer} is quantized or in the host's memory; leave out "
+                    "model.quantize and model.device_map"
                 )
             weight = weight.detach().float()
             rank, most = len(start[name]), min(weight.shape)
