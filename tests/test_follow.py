@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from tests.e2e.test_runs import experiment
+from tests.e2e.test_runs import experiment, watched
 from typer.testing import CliRunner
 
 import fedloom
@@ -47,14 +47,7 @@ def followed(
         list[Mapping[str, Any]](),
         io.StringIO(),
     )
-    value = experiment(
-        tiny_model,
-        methods=["zero-shot", "fedavg"],
-        algorithms={},
-        evaluate={"every": 1},
-        train={"rounds": 2},
-        engine={"cache": False},  # in which other tests may have left the features
-    )
+    value = watched(tiny_model, methods=["zero-shot", "fedavg", "local"], train={"rounds": 2})
 
     def breaks(line: Mapping[str, Any]) -> None:
         raise KeyError("mine")
@@ -80,22 +73,16 @@ def test_every_phase_has_a_stage(followed: Any) -> None:
         "zero-shot",
         "fedavg",
         "fedavg, evaluation",
+        "local, evaluation",  # clients' own models have a stage of their own
     ):
         assert re.search(rf"^{stage}: begins, [1-9]\d* step", printed, re.MULTILINE), stage
         assert re.search(rf"^{stage}: done", printed, re.MULTILINE), stage
 
 
-def test_clients_own_models_are_evaluated_in_a_stage_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
-    printed = io.StringIO()
-    value = experiment(tiny_model, methods=["local"], algorithms={}, train={"rounds": 1})
-    run_experiment(value, tmp_path, Progress(printed))
-    assert re.search(r"^local, evaluation: begins, [1-9]\d* step", printed.getvalue(), re.MULTILINE)
-
-
 def test_the_state_of_a_run_is_that_of_its_log(followed: Any) -> None:
     folder, lines, _ = followed
     state = progress_of(folder)
-    rounds = [line for line in lines if line["kind"] == "round"]
+    rounds = [line for line in lines if line["kind"] == "round" and line["method"] == "fedavg"]
     assert state["finished"] and state["rounds"] == 2
     assert state["methods"]["fedavg"]["loss"] == [[line["round"] + 1, line["loss"]] for line in rounds]
     assert state["methods"]["fedavg"]["up"] == sum(line["bytes_up"] for line in rounds)
@@ -112,7 +99,11 @@ def test_a_line_that_is_still_being_written_is_not_read(followed: Any, tmp_path:
         begin = ends[whole - 1] if whole else 0
         (tmp_path / "record.jsonl").write_bytes(content[: (begin + end) // 2])
         state = progress_of(tmp_path)
-        done = [line["round"] + 1 for line in lines[:whole] if line["kind"] == "round"]
+        done = [
+            line["round"] + 1
+            for line in lines[:whole]
+            if line.get("method") == "fedavg" and line["kind"] == "round"
+        ]
         assert state["methods"].get("fedavg", {"done": 0})["done"] == max(done, default=0)
         assert not state["finished"]
 
@@ -350,9 +341,7 @@ def test_a_tracker_keeps_that_a_run_failed(name: str, tmp_path: Path) -> None:
 def test_a_tracker_keeps_the_figures_of_a_whole_run(name: str, tiny_model: Path, tmp_path: Path) -> None:
     """What the library reads back is the losses and scores of the finished run, and nothing names a place of this machine."""
     or_skip(name)
-    value = experiment(
-        tiny_model, methods=["zero-shot", "fedavg"], algorithms={}, evaluate={"every": 1}, train={"rounds": 2}
-    )
+    value = watched(tiny_model, train={"rounds": 2})
     run = fedloom.run(value, tmp_path / "run", quiet=True, track=[name])
     figures, settings, ended = KEPT_BY[name](tmp_path / "tracking" / name)
     for row in run.rounds:

@@ -49,6 +49,17 @@ def experiment(tiny_model: Path, **changes: object) -> Experiment:
     return Experiment.from_json(json.dumps({**values, **changes}))
 
 
+def watched(tiny_model: Path, **changes: object) -> Experiment:
+    """Return an experiment of every phase that can be followed: features, a base model, training and scores of each round."""
+    values = {
+        "methods": ["zero-shot", "fedavg"],
+        "algorithms": {},
+        "evaluate": {"every": 1},
+        "engine": {"cache": False},  # in which other tests may have left the features
+    }
+    return experiment(tiny_model, **{**values, **changes})
+
+
 def run(value: Experiment, folder: Path) -> dict[str, object]:
     return run_experiment(value, folder, make_progress(quiet=True))
 
