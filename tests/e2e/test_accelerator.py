@@ -160,7 +160,7 @@ def on_card(capability: tuple[int, int] | None) -> AbstractContextManager[Accele
             ((7, 5), "float16"),
             ((7, 0), "float16"),
         ],
-        every=2,
+        every=3,
     ),
     ids=["processor", "H100", "A100", "T4", "V100"],
 )
