@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib.util
 import io
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from tests.e2e.test_runs import experiment, watched
+from tests.local_pages import request, serving
 from typer.testing import CliRunner
 
 import fedloom
@@ -147,29 +145,14 @@ def test_watch_prints_and_ends_with_the_run(followed: Any, tmp_path: Path) -> No
 
 @pytest.fixture
 def served(followed: Any) -> Iterator[tuple[str, str]]:
-    server, address = live_server(0, lambda: progress_of(followed[0]))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    parts = urlsplit(address)
-    yield parts.netloc, parts.query
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def ask(
-    place: str, path: str, method: str = "GET", host: str | None = None
-) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(place, timeout=120)
-    connection.request(method, path, headers={"Host": host or place})
-    answer = connection.getresponse()
-    return answer.status, {key.lower(): value for key, value in answer.getheaders()}, answer.read()
+    with serving(*live_server(0, lambda: progress_of(followed[0]))) as served:
+        yield served
 
 
 def test_the_page_follows_the_run(followed: Any, served: tuple[str, str]) -> None:
     place, token = served
     assert place.startswith("127.0.0.1:")
-    code, headers, page = ask(place, f"/?{token}")
+    code, headers, page = request(place, f"/?{token}")
     assert code == 200
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy
@@ -177,23 +160,23 @@ def test_the_page_follows_the_run(followed: Any, served: tuple[str, str]) -> Non
     assert nonce is not None and f'<script nonce="{nonce[1]}">'.encode() in page
     outside = set(re.findall(rb"https?://[^\"'\s]+", page))
     assert outside == {b"http://www.w3.org/2000/svg"}, "a name, which is not requested"
-    code, _, state = ask(place, f"/state?{token}")
+    code, _, state = request(place, f"/state?{token}")
     assert code == 200 and json.loads(state) == json.loads(json.dumps(progress_of(followed[0])))
 
 
 @pytest.mark.parametrize("path", ["/", "/state", "/?token=", "/state?token=wrong", "/?token=%C3%A9"])
 def test_without_the_token_there_is_nothing(served: tuple[str, str], path: str) -> None:
-    code, _, body = ask(served[0], path)
+    code, _, body = request(served[0], path)
     assert code == 403 and b"fedavg" not in body
 
 
 def test_other_hosts_methods_and_paths_are_refused(served: tuple[str, str]) -> None:
     place, token = served
-    assert ask(place, f"/state?{token}", host="evil.example")[0] == 403
+    assert request(place, f"/state?{token}", Host="evil.example")[0] == 403
     for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
-        assert ask(place, f"/state?{token}", method)[0] == 501, method
-    assert ask(place, f"/../record.jsonl?{token}")[0] == 404
-    assert ask(place, f"/?{token}", "HEAD")[2] == b""
+        assert request(place, f"/state?{token}", method)[0] == 501, method
+    assert request(place, f"/../record.jsonl?{token}")[0] == 404
+    assert request(place, f"/?{token}", "HEAD")[2] == b""
 
 
 def test_a_port_in_use_is_a_mistake(served: tuple[str, str]) -> None:
