@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import hypothesis
 import numpy as np
@@ -16,6 +17,9 @@ import pytest
 import torch
 from PIL import Image
 from tests.tiny_model import make_tiny
+
+if TYPE_CHECKING:
+    from fedloom.tuning.adapters import Tuned
 
 torch.set_num_threads(1)
 
@@ -44,6 +48,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaVA with random weights, saved in the standard layout."""
     return make_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def tuned(tiny_model: Path) -> Tuned:
+    """That model, anew, with adapters that train connector and decoder."""
+    from tests.clients import tune
+
+    return tune(tiny_model)
 
 
 @pytest.fixture(scope="session")

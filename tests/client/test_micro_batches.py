@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.clients import EXCHANGING, Result, job_of, results
+from tests.clients import EXCHANGING, Result, job_of, results, tune
 from tests.shares import each_once
 
 from fedloom.algorithms.compose import make
@@ -49,10 +49,6 @@ COHORT = {0: (6, BOTH), 1: (3, TEXT), 2: (9, IMAGE), 3: (1, TEXT)}
 def conversations(client: int, count: int, present: Presence) -> list[Conversation]:
     examples = [MAKERS["vqa"](stream(client, "t", step=k), str(k)) for k in range(count)]
     return [TASKS["vqa"].render(one, present, answer_form="text") for one in examples]
-
-
-def tune(path: Path, strategy: str = "both", dropout: float = 0.0) -> Tuned:
-    return prepare(load_vlm(str(path)), stage(strategy, LoRA(rank=2, dropout=dropout)), seed=0)
 
 
 def jobs_of(tuned: Tuned, micro: int | None, name: str = "fedavg", rule: LocalRule = PLAIN) -> list[Job]:

@@ -30,7 +30,7 @@ PACKAGE = str(Path(run_setup.__file__).parents[1])
 def experiment(path: Path, /, **sections: Any) -> Experiment:
     """Return a small experiment whose clients train one after the other, as on every machine."""
     values: dict[str, Any] = {
-        "data": {"name": "emoji", "limit": 18, "test_share": 0.2},
+        "data": {"name": "emoji", "limit": 18, "test_share": 0.02},
         "scenario": {"clients": 2, "partition": "iid"},
         "model": {"path": str(path), "threads": 1, "precision": "float32"},
         "strategy": {"name": "both", "rank": 2},
@@ -160,7 +160,7 @@ def on_card(capability: tuple[int, int] | None) -> AbstractContextManager[Accele
             ((7, 5), "float16"),
             ((7, 0), "float16"),
         ],
-        every=2,
+        every=3,
     ),
     ids=["processor", "H100", "A100", "T4", "V100"],
 )

@@ -36,7 +36,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def experiment(strategy: str, seed: int, **model: Any) -> Experiment:
     values = {
         "seed": seed,
-        "data": {"name": "emoji", "limit": 18, "test_share": 0.2},
+        "data": {"name": "emoji", "limit": 18, "test_share": 0.02},
         "scenario": {"clients": 2, "partition": "iid"},
         "model": {"threads": 1, **model},
         "strategy": {"name": strategy, "rank": 2},
