@@ -128,6 +128,14 @@ def test_validate_writes_the_resolved_experiment():
     assert json.loads(text)["train"]["lr"] == 3e-4
 
 
+def test_a_grid_from_the_command_line_is_validated_as_by_sweep():
+    shown = call("validate", "smoke", "--syntax", "--set", "grid.seed=[0,1,2]")
+    assert shown.exit_code == 0, shown.output
+    assert "3" in shown.stdout
+    wrong = call("validate", "smoke", "--set", "grid.sed=[0,1]")
+    assert wrong.exit_code == 2 and "sed" in wrong.stderr
+
+
 def test_debug_shows_the_place_of_an_error():
     plain, traced = call("validate", "nope"), call("validate", "nope", "--debug")
     assert plain.exit_code == traced.exit_code == 2

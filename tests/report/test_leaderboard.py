@@ -92,7 +92,7 @@ def test_neighbors_are_compared_over_common_seeds_with_holms_correction() -> Non
     assert [lead.seeds for lead in board.leads] == [4, 4]
     assert sorted(lead.p or 0.0 for lead in board.leads) == pytest.approx([2 * small, max(2 * small, large)])
     assert board.leads[0].significant and not board.leads[1].significant
-    assert [row[-1] for row in board.table().rows] == ["ahead", "n. s.", ""]
+    assert [row[-1] for row in board.table().rows] == ["ahead", "n.s.", ""]
 
 
 def test_one_common_seed_is_tested_over_the_questions() -> None:

@@ -237,11 +237,12 @@ def validate(
 ) -> None:
     """Check an experiment, its data, model, device and disk without running it; --json prints it with all defaults."""
     with report_errors(debug, as_json=as_json):
-        from fedloom.experiment.recipes import load_experiment, sweep_keys
+        from fedloom.experiment.recipes import is_grid, load_experiment, sweep_keys
         from fedloom.runs.run_folder import default_folder
 
-        if keys := sweep_keys(recipe):
-            validate_grid(recipe, changes or (), plugins or (), as_json, quick="quick" in keys, syntax=syntax)
+        if is_grid(recipe, changes or ()):
+            quick = "quick" in sweep_keys(recipe)
+            validate_grid(recipe, changes or (), plugins or (), as_json, quick=quick, syntax=syntax)
             return
         experiment = load_experiment(recipe, changes or (), plugins or ())
         if as_json:

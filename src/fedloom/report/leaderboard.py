@@ -152,7 +152,7 @@ class Board:
 
     def table(self) -> Table:
         """Return the board as a table for people."""
-        words = {None: "?", True: "ahead", False: "n. s."}
+        words = {None: "?", True: "ahead", False: "n.s."}
         ahead = [*(words[lead.significant] for lead in self.leads), ""]
         rows = tuple(
             (
@@ -182,7 +182,7 @@ class Board:
             "Of one seed, intervals are Wilson's and account for the questions only." if single else "",
             "Better/worse: clients better and worse off than alone, on data like their own, over all seeds.",
             "Next: whether the entry is significantly ahead of the one below (paired by seed where both have two or more, Holm's "
-            "correction, 5 %), n. s. if not, ? if that cannot be tested.",
+            "correction, 5 %), n.s. if not, ? if that cannot be tested.",
             _settings_note(self.entries),
         ]
         return " ".join(filter(None, notes))

@@ -22,16 +22,37 @@ NAME = "left-this-site"
 
 PAGE = """\
 <!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>What left this site</title>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>What left {site}</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<style>body{{font-family:sans-serif;margin:2em}}td,th{{text-align:left;padding:.2em 1em .2em 0;vertical-align:top}}
-code{{font-size:85%}}</style></head><body>
+<style>
+:root{{color-scheme:light dark;--ink:#1b1f24;--mute:#5b6470;--line:#d8dce2;--back:#fff}}
+@media (prefers-color-scheme:dark){{:root{{--ink:#e8eaed;--mute:#a3abb5;--line:#353b43;--back:#14171b}}}}
+body{{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);max-width:1140px;margin:0 auto;padding:20px}}
+h1{{font-size:1.6rem;line-height:1.2;margin:0 0 8px;overflow-wrap:anywhere}}
+p{{max-width:44em;margin:0 0 20px}}
+code{{font-size:85%}}
+.wide{{overflow-x:auto}}
+table{{border-collapse:collapse;width:100%;font-size:.9rem}}
+th{{color:var(--mute);font-weight:400;font-size:.8rem}}
+td,th{{text-align:left;padding:6px 16px 6px 0;vertical-align:top;border-bottom:1px solid var(--line)}}
+td:nth-child(2),td:nth-child(4),td:nth-child(5),th:nth-child(2),th:nth-child(4),th:nth-child(5){{text-align:right;white-space:nowrap}}
+td:last-child{{overflow-wrap:anywhere}}
+@media (max-width:700px){{
+thead{{display:none}}table,tbody{{display:block}}
+tr{{display:flex;flex-wrap:wrap;gap:0 14px;padding:10px 0;border-bottom:1px solid var(--line)}}
+td{{border:0;padding:0}}td:empty{{display:none}}td:last-child{{flex-basis:100%;color:var(--mute)}}
+td:nth-child(2)::before{{content:"round "}}td:nth-child(4)::before{{content:"client "}}td:nth-child(5)::after{{content:" bytes"}}
+}}
+</style></head><body>
 <h1>What left {site}</h1>
 <p>{count} messages with {total:,} bytes left this site. No example, image or text is among them, unless a line below names
 replies. Each message is listed with its SHA-256 in <code>{name}.jsonl</code>.</p>
-<table><tr><th>What</th><th>Round</th><th>Method</th><th>Client</th><th>Bytes</th><th>Holds</th></tr>
+<div class="wide"><table>
+<thead><tr><th>What</th><th>Round</th><th>Method</th><th>Client</th><th>Bytes</th><th>Holds</th></tr></thead>
+<tbody>
 {rows}
-</table></body></html>
+</tbody></table></div></body></html>
 """
 
 
@@ -127,13 +148,13 @@ def _rows(line: Mapping[str, Any]) -> list[str]:
     head = [line["asked"], line["round"], line["method"]]
     if not line["parts"]:
         content = f"{line['replies']} replies" if line["replies"] else ", ".join(line["values"])
-        return [_row([*head, "", line["bytes"], content])]
+        return [_row([*head, "", f"{line['bytes']:,}", content])]
     noise = "; ".join(
         f"noise of {part}: " + ", ".join(f"{key} {value}" for key, value in arguments.items())
         for part, arguments in line["noise"].items()
     )
     return [
-        _row([*head, part["client"], part["bytes"], "; ".join(filter(None, (_content(part), noise)))])
+        _row([*head, part["client"], f"{part['bytes']:,}", "; ".join(filter(None, (_content(part), noise)))])
         for part in line["parts"]
     ]
 
