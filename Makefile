@@ -1,6 +1,6 @@
 # make quickstart   run the main job: bundled model, bundled real data, a table and a report
 # make test         run the tests
-# make test-slow    run the tests that take long: faults at many points of a run
+# make test-slow    run the tests that take long: every pair of a family, an algorithm or a fault with every law
 # make check        lint, types, layers
 # make docs         build the docs site, build/site/index.html
 # make bench [ONLY="P4 P6"]  compare with plain loops and other frameworks; see benchmarks/README.md
@@ -22,7 +22,7 @@ test: $(VENV)/dev
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow or hypothesis" --hypothesis-profile many
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .

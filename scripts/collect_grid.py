@@ -20,22 +20,37 @@ from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_json, write_atomic
 
 NO_SCORES = ("tasks", "slices", "clients", "client_tasks", "shared", "own_shares", "agreement")
+UNCERTAINTY = ("independent_questions", "agreement")
+"""What a result says besides scores that intervals and p-values of clients are computed from; see `fedloom.report.client_verdicts`."""
 
 
 def percent(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers among scores in percent, and those of slices, clients and the shared model below their names."""
     numbers = {
-        name: round(100 * value, 2)
+        name: round(100 * value, 3)
         for name, value in scores.items()
         if name not in NO_SCORES and isinstance(value, float) and not name.endswith("_published")
     }
     slices = {name: percent(part) for name, part in scores.get("slices", {}).items()}
     tasks = {name: percent(part) for name, part in scores.get("tasks", {}).items()}
     shared = percent(scores["shared"]) if scores.get("shared") else {}
-    clients = [None if one is None else round(100 * one, 2) for one in scores.get("clients", [])]
+    clients = [None if one is None else round(100 * one, 3) for one in scores.get("clients", [])]
     parts = {"slices": slices if len(slices) > 1 else {}, "tasks": tasks if len(tasks) > 1 else {}}
     parts |= {"clients": clients, "shared": shared}
     return numbers | {name: part for name, part in parts.items() if part}
+
+
+def rounded(value: Any) -> Any:
+    """Return a JSON value with its numbers rounded to four digits."""
+    match value:
+        case float():
+            return round(value, 4)
+        case dict():
+            return {key: rounded(one) for key, one in value.items()}
+        case list():
+            return [rounded(one) for one in value]
+        case _:
+            return value
 
 
 def collected(folder: Path, cell: CellRun) -> dict[str, Any]:
@@ -50,7 +65,7 @@ def collected(folder: Path, cell: CellRun) -> dict[str, Any]:
         "processor": read_json(place / MACHINE)["machine"]["processor"],
         "examples": [client.examples for client in load_run(place).clients],
         "methods": {method: percent(scores) for method, scores in cell.scores.items()},
-    }
+    } | {key: rounded(cell.result[key]) for key in UNCERTAINTY if cell.result and key in cell.result}
 
 
 def collect(file: Path, folders: list[Path]) -> dict[str, Any]:
@@ -60,11 +75,13 @@ def collect(file: Path, folders: list[Path]) -> dict[str, Any]:
         UserError: A cell is there already with other settings.
     """
     value: dict[str, Any] = (
-        read_json(file) if file.is_file() else {"unit": "percent", "labels": {}, "cells": {}}
+        read_json(file) if file.is_file() else {"unit": "percent", "labels": {}, "axes": {}, "cells": {}}
     )
     for folder in folders:
         sweep = read_sweep(folder)
         value["recipe"] = sweep.name
+        for axis, names in sweep.axes.items():
+            value["axes"][axis] = list(dict.fromkeys([*value["axes"].get(axis, ()), *names]))
         for cell in sweep.cells:
             if cell.result is None:
                 print(f"{folder}: {cell.name} is {cell.state}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """Write the pages of the docs site to build/docs, from docs/, its notebooks and the pages that stand elsewhere in the repository.
 
+The package's sources, from which the site takes docstrings, go to build/src.
+
 Links between pages work in the repository as they are. On the site, all pages stand in one folder, so links that leave
 docs/ are rewritten here, and other files that pages link to are copied.
 
@@ -15,7 +17,7 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parent.parent
-STAGE = ROOT / "build/docs"
+STAGE, SOURCES = ROOT / "build/docs", ROOT / "build/src"
 
 ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
@@ -93,5 +95,18 @@ def stage(folder: Path = STAGE) -> None:
             shutil.copyfile(ROOT / page, there)
 
 
+def stage_sources(folder: Path = SOURCES) -> None:
+    """Copy the package to a folder, which is emptied first, with the heading under which the site's reader expects doctests."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        there = folder / file.relative_to(ROOT / "src")
+        there.parent.mkdir(parents=True, exist_ok=True)
+        text = file.read_text(encoding="utf-8")
+        there.write_text(
+            re.sub(r"^( +)Example:$", r"\1Examples:", text, flags=re.MULTILINE), encoding="utf-8"
+        )
+
+
 if __name__ == "__main__":
     stage()
+    stage_sources()

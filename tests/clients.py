@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -22,13 +23,14 @@ from fedloom.config.schema import Limits, Train
 from fedloom.data.drawn_shapes import MAKERS
 from fedloom.engine.client_sampling import Schedule
 from fedloom.engine.rounds import AfterRound, Training, TrainingState
+from fedloom.models.load_model import load_vlm
 from fedloom.params import Layout, Params, Part
 from fedloom.seeds import stream, torch_stream
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tasks.score_answers import Answers
-from fedloom.tuning.adapters import Spot, Tuned
-from fedloom.tuning.strategies import Full, Stage
+from fedloom.tuning.adapters import Spot, Tuned, prepare
+from fedloom.tuning.strategies import Full, LoRA, Stage, stage
 from fedloom.tuning.strategy_parts import Parts
 from fedloom.types import Broadcast, Conversation, Presence, Tensors
 from fedloom.wire.messages import Answer, Assignment, Update
@@ -39,6 +41,11 @@ EXCHANGING = tuple(name for name in SERVERS if "no values" not in ENTRIES[name].
 """The algorithms whose clients send deltas."""
 TRAIN = Train(rounds=3, batch_size=1, lr=0.1, schedule="constant")
 PERMISSIVE = Limits(max_norm=1e300, max_ratio=1e300)
+
+
+def tune(path: Path, strategy: str = "both", dropout: float = 0.0) -> Tuned:
+    """Load a model and give it adapters of rank 2, as a strategy of one stage asks."""
+    return prepare(load_vlm(str(path)), stage(strategy, LoRA(rank=2, dropout=dropout)), seed=0)
 
 
 def start_of(layout: Layout = LAYOUT) -> Params:

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import hypothesis
 import numpy as np
@@ -17,11 +18,15 @@ import torch
 from PIL import Image
 from tests.tiny_model import make_tiny
 
+if TYPE_CHECKING:
+    from fedloom.tuning.adapters import Tuned
+
 torch.set_num_threads(1)
 
-# How long an example takes depends on what else the machine does.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+# `make test-slow` draws many more examples. How long one takes depends on what else the machine does.
+hypothesis.settings.register_profile("few", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("many", deadline=None, max_examples=400)
+hypothesis.settings.load_profile("few")
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +48,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaVA with random weights, saved in the standard layout."""
     return make_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def tuned(tiny_model: Path) -> Tuned:
+    """That model, anew, with adapters that train connector and decoder."""
+    from tests.clients import tune
+
+    return tune(tiny_model)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from fedloom.engine.flower_processes import free_port
 from fedloom.engine.participation import WaitingTerms
 from fedloom.experiment.experiment import Experiment
 from fedloom.runs.server_run import Events, begin_message, over_sites, run_over
-from fedloom.runs.single_run import Result
+from fedloom.runs.single_run import Result, run_experiment
 from fedloom.runs.site_run import SiteOptions, resident_site
 from fedloom.system.progress import Progress
 
@@ -150,7 +150,7 @@ class FederatedRun:
 
 
 def undisturbed(folder: Path, model: Path, rounds: int) -> Path:
-    """Write an experiment with two clients, run it in one process, and return its file; the run lies beside it in "here"."""
+    """Write an experiment with two clients, run it in this process, and return its file; the run lies beside it in "here"."""
     changes = {
         "methods": ["scaffold"],
         "model": {"path": str(model), "threads": 1},
@@ -161,8 +161,7 @@ def undisturbed(folder: Path, model: Path, rounds: int) -> Path:
     }
     file = folder / "experiment.json"
     file.write_text(json.dumps(changes))
-    here = [sys.executable, "-m", "fedloom", "run", str(file), "--out", str(folder / "here"), "--quiet"]
-    subprocess.run(here, check=True, capture_output=True)
+    run_experiment(Experiment.from_json(file.read_text()), folder / "here", Progress(None))
     return file
 
 

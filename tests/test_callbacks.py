@@ -8,40 +8,43 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.test_runs import adapter, experiment
+from tests.e2e.test_runs import adapter, watched
+from tests.shares import share
 
 import fedloom
 from fedloom.experiment.experiment import Experiment
 from fedloom.run_log import RunLog
+from fedloom.runs.finished_run import FinishedRun
 from fedloom.system.errors import UserError
 
 Event = Mapping[str, Any]
+Whole = tuple[FinishedRun, list[Event], list[str]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def short(tiny_model: Path) -> Experiment:
-    return experiment(
-        tiny_model,
-        methods=["zero-shot", "fedavg"],
-        algorithms={},
-        evaluate={"every": 1},
-        train={"rounds": 3},
-        engine={"cache": False},  # in which other tests may have left the features
+    return watched(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def whole(short: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A run that nothing disturbed, and what two callbacks got: all events, and their kinds."""
+    events, kinds = list[Event](), list[str]()
+    run = fedloom.run(
+        short,
+        tmp_path_factory.mktemp("callbacks") / "whole",
+        quiet=True,
+        callbacks=[events.append, lambda event: kinds.append(event["kind"])],
     )
+    return run, events, kinds
 
 
 class Stop(Exception):
     """An error of a user's own."""
 
 
-def test_callbacks_get_every_event_in_order(short: Experiment, tmp_path: Path) -> None:
-    events, kinds = list[Event](), list[str]()
-    run = fedloom.run(
-        short,
-        tmp_path / "run",
-        quiet=True,
-        callbacks=[events.append, lambda event: kinds.append(event["kind"])],
-    )
+def test_callbacks_get_every_event_in_order(short: Experiment, whole: Whole) -> None:
+    run, events, kinds = whole
     assert kinds == [event["kind"] for event in events]
     written = list(RunLog(run.folder / "record.jsonl"))
     assert json.loads(json.dumps([event for event in events if event["kind"] != "stage"])) == written
@@ -65,7 +68,7 @@ def test_callbacks_get_every_event_in_order(short: Experiment, tmp_path: Path) -
 
 @pytest.mark.parametrize("error", [Stop("enough"), OSError(2, "no such file", "mine.csv")])
 def test_an_error_of_a_callback_ends_the_run_which_goes_on_later(
-    error: Exception, short: Experiment, tmp_path: Path
+    error: Exception, short: Experiment, whole: Whole, tmp_path: Path
 ) -> None:
     def stop(event: Event) -> None:
         if event["kind"] == "round" and event["round"] == 1:
@@ -84,11 +87,10 @@ def test_an_error_of_a_callback_ends_the_run_which_goes_on_later(
         callbacks=[lambda event: rounds.append(event["round"]) if event["kind"] == "round" else None],
     )
     assert rounds == [1, 2], "the first round is not run again"
-    fedloom.run(short, tmp_path / "whole", quiet=True)
-    assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
+    assert adapter(tmp_path / "run") == adapter(whole[0].folder)
 
 
-@pytest.mark.parametrize("kind", ["stage", "start", "plan", "end"])
+@pytest.mark.parametrize("kind", share(["end", "start", "plan", "stage"], every=3))
 def test_an_error_at_any_event_ends_the_run(kind: str, short: Experiment, tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if event["kind"] == kind:

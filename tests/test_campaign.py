@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from tests.shares import share
 
 from campaign.damage import damages
 from campaign.federations import FAULTS, federations
@@ -15,8 +16,8 @@ from fedloom.system.processes import can_fork
 
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("count", [6, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", share(METHODS, every=2, first=1))
+@pytest.mark.parametrize("count", share([6, 60], every=2))
 def test_killed_and_starved_runs_end_with_the_same_bytes(
     name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,7 +40,7 @@ def test_disturbed_federations_end_with_the_bytes_of_one_process(
 
 
 @pytest.mark.parametrize("name", ["scaffold", "share-connector"])
-@pytest.mark.parametrize("count", [48, pytest.param(1200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", share([12, 1200], every=2))
 def test_a_damaged_file_is_named_or_changes_nothing(
     name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

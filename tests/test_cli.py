@@ -154,18 +154,19 @@ def test_run_can_be_quiet_and_write_json(engine):
     assert engine.calls == [("run", Path("here"))]
 
 
-def test_an_interrupted_run_is_resumed_and_never_overwritten(engine):
+@pytest.mark.parametrize("command", [("run", "smoke", "--out", "here"), ("resume", "here")])
+def test_an_interrupted_run_is_continued_and_never_overwritten(engine, command):
     engine.stop = KeyboardInterrupt()
     broken = call("run", "smoke", "--out", "here")
     assert broken.exit_code == 130
     assert "fedloom resume here" in broken.stderr
     engine.stop = None
-    again = call("run", "smoke", "--out", "here")
-    assert again.exit_code == 2
-    assert "fedloom resume here" in again.stderr
-    resumed = call("resume", "here")
-    assert resumed.exit_code == 0
-    assert "43.8" in resumed.stdout
+    other = call("run", "smoke", "--set", "seed=1", "--out", "here")
+    assert other.exit_code == 2 and "another experiment" in other.stderr
+    continued = call(*command)
+    assert continued.exit_code == 0
+    assert "43.8" in continued.stdout
+    assert ("here holds a part of this run" in continued.stderr) == (command[0] == "run")
     assert [what for what, _ in engine.calls] == ["run", "resume"]
 
 

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -217,7 +217,6 @@ def forged(data: bytearray) -> bytearray:
     return data
 
 
-@settings(max_examples=400)
 @given(buffers(), CHOICES, st.data())
 def test_forged_bytes_are_refused_or_are_what_their_values_are_written_as(
     values: Tensor, codec: str, data: st.DataObject

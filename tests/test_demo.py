@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 import os
 import re
@@ -12,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.e2e.test_runs import experiment, run
+from tests.local_pages import request, serving
 from typer.testing import CliRunner
 
 import fedloom
@@ -107,6 +106,8 @@ def test_the_run_decides_which_models_are_compared(models: SavedModels) -> None:
         compared_models(models, (), 7)
     with pytest.raises(UserError, match="fedavg"):
         compared_models(models, ["fedavgg"], 0)
+    with pytest.raises(UserError, match="client 7"):  # also where no client has a model of its own
+        compared_models(models, ["fedavg"], 7)
 
 
 Served = tuple[str, str]
@@ -114,14 +115,8 @@ Served = tuple[str, str]
 
 @pytest.fixture(scope="module")
 def served(models: SavedModels) -> Iterator[Served]:
-    server, address = demo_server(0, models, compared_models(models, (), 1))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    parts = urlsplit(address)
-    yield parts.netloc, parts.query
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(*demo_server(0, models, compared_models(models, (), 1))) as served:
+        yield served
 
 
 @pytest.fixture(autouse=True)
@@ -138,12 +133,10 @@ def only_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def send(
     place: str, path: str, value: Any = None, method: str = "POST", **headers: str
 ) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection(place, timeout=300)
     body = None if method == "GET" else value if isinstance(value, bytes) else json.dumps(value).encode()
-    connection.request(method, path, body, {"Content-Type": "application/json", **headers})
-    answer = connection.getresponse()
-    content = answer.read()
-    return answer.status, json.loads(content) if answer.status == 200 else {"text": content.decode()}
+    given = {"Content-Type": "application/json", **headers}
+    status, _, content = request(place, path, method, body, **given)
+    return status, json.loads(content) if status == 200 else {"text": content.decode()}
 
 
 def question(**changes: Any) -> dict[str, Any]:
@@ -226,11 +219,9 @@ def test_only_the_page_itself_may_ask(served: Served) -> None:
 
 def test_the_page_names_no_other_host(served: Served) -> None:
     place, token = served
-    connection = http.client.HTTPConnection(place, timeout=300)
-    connection.request("GET", f"/?{token}")
-    answer = connection.getresponse()
-    page, policy = answer.read().decode(), answer.headers["Content-Security-Policy"]
-    assert answer.status == 200 and "fedloom" in page
+    status, headers, content = request(place, f"/?{token}")
+    page, policy = content.decode(), headers["content-security-policy"]
+    assert status == 200 and "fedloom" in page
     assert re.findall(r"//[\w.]+|url\(|@import", page) == []
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "img-src data:" in policy
 
@@ -262,7 +253,7 @@ def test_a_browser_shows_the_answers_and_asks_no_other_host(finished: Path, tmp_
         )  # fmt: skip
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(600)
     cards = re.findall(r"<article><h2>([^<]*)</h2><p class=\"answer\">([^<]+)", done.stdout)
     assert [name for name, _ in cards] == [
         "base model, untrained",

@@ -95,7 +95,7 @@ def test_the_site_is_built_offline_without_warnings(tmp_path: Path) -> None:
     pytest.importorskip("mkdocstrings", reason="the extra `docs` is not installed")
     stage_docs.stage(tmp_path / "build/docs")
     shutil.copyfile(CONFIG, tmp_path / "mkdocs.yml")
-    (tmp_path / "src").symlink_to(ROOT / "src")
+    stage_docs.stage_sources(tmp_path / "build/src")
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -108,6 +108,9 @@ def test_the_site_is_built_offline_without_warnings(tmp_path: Path) -> None:
     for sheet in site.rglob("*.css"):
         assert not re.search(r"url\([\"']?https?:|@import", sheet.read_text()), sheet.name
     assert "check_algorithm" in (site / "reference/api-algorithms.html").read_text()
+    python = (site / "reference/api.html").read_text()
+    assert "leaderboard" in python and python.count('id="fedloom.experiment.experiment.Experiment"') == 1
+    assert '<span class="gp">&gt;&gt;&gt; </span>' in python  # doctests are code, not quotations
     assert (site / "figures/round.svg").exists()
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib.util
 import io
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from tests.e2e.test_runs import experiment
+from tests.e2e.test_runs import experiment, watched
+from tests.local_pages import request, serving
 from typer.testing import CliRunner
 
 import fedloom
@@ -47,14 +45,7 @@ def followed(
         list[Mapping[str, Any]](),
         io.StringIO(),
     )
-    value = experiment(
-        tiny_model,
-        methods=["zero-shot", "fedavg"],
-        algorithms={},
-        evaluate={"every": 1},
-        train={"rounds": 2},
-        engine={"cache": False},  # in which other tests may have left the features
-    )
+    value = watched(tiny_model, methods=["zero-shot", "fedavg", "local"], train={"rounds": 2})
 
     def breaks(line: Mapping[str, Any]) -> None:
         raise KeyError("mine")
@@ -80,22 +71,16 @@ def test_every_phase_has_a_stage(followed: Any) -> None:
         "zero-shot",
         "fedavg",
         "fedavg, evaluation",
+        "local, evaluation",  # clients' own models have a stage of their own
     ):
         assert re.search(rf"^{stage}: begins, [1-9]\d* step", printed, re.MULTILINE), stage
         assert re.search(rf"^{stage}: done", printed, re.MULTILINE), stage
 
 
-def test_clients_own_models_are_evaluated_in_a_stage_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
-    printed = io.StringIO()
-    value = experiment(tiny_model, methods=["local"], algorithms={}, train={"rounds": 1})
-    run_experiment(value, tmp_path, Progress(printed))
-    assert re.search(r"^local, evaluation: begins, [1-9]\d* step", printed.getvalue(), re.MULTILINE)
-
-
 def test_the_state_of_a_run_is_that_of_its_log(followed: Any) -> None:
     folder, lines, _ = followed
     state = progress_of(folder)
-    rounds = [line for line in lines if line["kind"] == "round"]
+    rounds = [line for line in lines if line["kind"] == "round" and line["method"] == "fedavg"]
     assert state["finished"] and state["rounds"] == 2
     assert state["methods"]["fedavg"]["loss"] == [[line["round"] + 1, line["loss"]] for line in rounds]
     assert state["methods"]["fedavg"]["up"] == sum(line["bytes_up"] for line in rounds)
@@ -112,7 +97,11 @@ def test_a_line_that_is_still_being_written_is_not_read(followed: Any, tmp_path:
         begin = ends[whole - 1] if whole else 0
         (tmp_path / "record.jsonl").write_bytes(content[: (begin + end) // 2])
         state = progress_of(tmp_path)
-        done = [line["round"] + 1 for line in lines[:whole] if line["kind"] == "round"]
+        done = [
+            line["round"] + 1
+            for line in lines[:whole]
+            if line.get("method") == "fedavg" and line["kind"] == "round"
+        ]
         assert state["methods"].get("fedavg", {"done": 0})["done"] == max(done, default=0)
         assert not state["finished"]
 
@@ -156,29 +145,14 @@ def test_watch_prints_and_ends_with_the_run(followed: Any, tmp_path: Path) -> No
 
 @pytest.fixture
 def served(followed: Any) -> Iterator[tuple[str, str]]:
-    server, address = live_server(0, lambda: progress_of(followed[0]))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    parts = urlsplit(address)
-    yield parts.netloc, parts.query
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def ask(
-    place: str, path: str, method: str = "GET", host: str | None = None
-) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(place, timeout=120)
-    connection.request(method, path, headers={"Host": host or place})
-    answer = connection.getresponse()
-    return answer.status, {key.lower(): value for key, value in answer.getheaders()}, answer.read()
+    with serving(*live_server(0, lambda: progress_of(followed[0]))) as served:
+        yield served
 
 
 def test_the_page_follows_the_run(followed: Any, served: tuple[str, str]) -> None:
     place, token = served
     assert place.startswith("127.0.0.1:")
-    code, headers, page = ask(place, f"/?{token}")
+    code, headers, page = request(place, f"/?{token}")
     assert code == 200
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy
@@ -186,23 +160,23 @@ def test_the_page_follows_the_run(followed: Any, served: tuple[str, str]) -> Non
     assert nonce is not None and f'<script nonce="{nonce[1]}">'.encode() in page
     outside = set(re.findall(rb"https?://[^\"'\s]+", page))
     assert outside == {b"http://www.w3.org/2000/svg"}, "a name, which is not requested"
-    code, _, state = ask(place, f"/state?{token}")
+    code, _, state = request(place, f"/state?{token}")
     assert code == 200 and json.loads(state) == json.loads(json.dumps(progress_of(followed[0])))
 
 
 @pytest.mark.parametrize("path", ["/", "/state", "/?token=", "/state?token=wrong", "/?token=%C3%A9"])
 def test_without_the_token_there_is_nothing(served: tuple[str, str], path: str) -> None:
-    code, _, body = ask(served[0], path)
+    code, _, body = request(served[0], path)
     assert code == 403 and b"fedavg" not in body
 
 
 def test_other_hosts_methods_and_paths_are_refused(served: tuple[str, str]) -> None:
     place, token = served
-    assert ask(place, f"/state?{token}", host="evil.example")[0] == 403
+    assert request(place, f"/state?{token}", Host="evil.example")[0] == 403
     for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
-        assert ask(place, f"/state?{token}", method)[0] == 501, method
-    assert ask(place, f"/../record.jsonl?{token}")[0] == 404
-    assert ask(place, f"/?{token}", "HEAD")[2] == b""
+        assert request(place, f"/state?{token}", method)[0] == 501, method
+    assert request(place, f"/../record.jsonl?{token}")[0] == 404
+    assert request(place, f"/?{token}", "HEAD")[2] == b""
 
 
 def test_a_port_in_use_is_a_mistake(served: tuple[str, str]) -> None:
@@ -295,7 +269,7 @@ def kept_by_wandb(folder: Path) -> Kept:
     (file,) = folder.rglob("*.wandb")
     records = list[Any]()
     # Its process still writes when the run has ended.
-    for _ in range(600):
+    for _ in range(6000):
         records = [Record.FromString(content) for content in records_of(file)]
         if records and records[-1].HasField("exit"):
             break
@@ -350,9 +324,7 @@ def test_a_tracker_keeps_that_a_run_failed(name: str, tmp_path: Path) -> None:
 def test_a_tracker_keeps_the_figures_of_a_whole_run(name: str, tiny_model: Path, tmp_path: Path) -> None:
     """What the library reads back is the losses and scores of the finished run, and nothing names a place of this machine."""
     or_skip(name)
-    value = experiment(
-        tiny_model, methods=["zero-shot", "fedavg"], algorithms={}, evaluate={"every": 1}, train={"rounds": 2}
-    )
+    value = watched(tiny_model, train={"rounds": 2})
     run = fedloom.run(value, tmp_path / "run", quiet=True, track=[name])
     figures, settings, ended = KEPT_BY[name](tmp_path / "tracking" / name)
     for row in run.rounds:
@@ -409,6 +381,25 @@ def _record(folder: Path, *lines: Any) -> Path:
     (folder / "experiment.json").write_text('{"train": {"rounds": 2}, "methods": ["fedavg"]}')
     (folder / "record.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def test_clients_that_train_alone_send_nothing_and_are_averaged(tmp_path: Path) -> None:
+    """As in a report; a federated method with the same lines has sent them."""
+    lines = list[dict[str, Any]]()
+    for method in ("local", "fedavg"):
+        for client, loss, score in ((0, 1.0, 0.25), (1, 3.0, 0.75)):
+            place = {"method": method, "client": client, "round": 0}
+            sent = {"bytes_up": 10, "bytes_down": 20, "seconds": 1.0, "clients": [{"client": client}]}
+            lines.append({"kind": "round", **place, "loss": loss, **sent})
+            for part, value in (("both", score), ("image", 0.0)):
+                lines.append(
+                    {"kind": "evaluation", **place, "round": 1, "slice": part, "scores": {"accuracy": value}}
+                )
+    (tmp_path / "record.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    methods = progress_of(tmp_path)["methods"]
+    assert methods["local"]["loss"] == [[1, 2.0]] and methods["local"]["scores"] == [[1, 0.5]]
+    assert (methods["local"]["up"], methods["local"]["down"]) == (0, 0)
+    assert (methods["fedavg"]["up"], methods["fedavg"]["down"]) == (20, 40)
 
 
 def test_a_round_that_is_run_again_counts_once(tmp_path: Path) -> None:

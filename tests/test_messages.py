@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -565,7 +565,6 @@ def test_forged_sizes_take_no_memory() -> None:
     assert made.bytes == 2**20  # so a tensor that is made is noticed
 
 
-@settings(max_examples=300)
 @given(st.data())
 def test_forged_bytes_are_a_message_or_a_value_error(data: st.DataObject) -> None:
     """Whatever replaces a stretch of a head, under a right checksum, the message is read or refused with a ValueError."""

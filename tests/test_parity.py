@@ -82,9 +82,16 @@ COMPARED = [
     pytest.param(
         "workers", marks=pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
     ),
-    pytest.param("ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")),
     pytest.param(
-        "flower", marks=pytest.mark.skipif(find_spec("flwr") is None, reason="Flower is not installed")
+        "ray",
+        marks=(pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")),
+    ),
+    pytest.param(
+        "flower",
+        marks=(
+            pytest.mark.slow,
+            pytest.mark.skipif(find_spec("flwr") is None, reason="Flower is not installed"),
+        ),
     ),
 ]
 

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.system.errors import UserError
@@ -33,7 +33,6 @@ def processes() -> set[int]:
     return {1}
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.binary(max_size=50), max_size=5), min_size=1, max_size=4))
 def test_every_message_comes_in_the_order_of_its_part(parts: list[list[bytes]]) -> None:
     received: list[list[bytes]] = [[] for _ in parts]

@@ -1,6 +1,12 @@
 import io
 
+import torch
+
+from fedloom.params import Params
+from fedloom.report.tables import size
+from fedloom.runs.train_in_backend import show_updates
 from fedloom.system.progress import Progress, make_passing_progress, make_progress
+from fedloom.wire.messages import Update
 
 
 class Clock:
@@ -79,6 +85,33 @@ def test_a_bar_shows_names_counts_and_figures():
     shown = stream.getvalue()
     for word in ("fedavg [5]", "4/4", "loss 0.25", "[not markup]"):
         assert word in shown
+
+
+def test_a_line_of_a_federated_method_fits_a_terminal_of_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = io.StringIO()
+    progress = Progress(stream, bar=True)
+    for name in ("loading data and model", "fedavg"):
+        progress.stage(name, 4)
+        progress.advance(4, **({"loss": 0.80853, "up": "999.9 MB"} if name == "fedavg" else {}))
+    progress.close()
+    (line,) = [line for line in stream.getvalue().splitlines() if line.startswith("fedavg")]
+    assert "loss 0.809, up 999.9 MB" in line and len(line.rstrip()) <= 80
+
+
+def test_updates_show_their_loss_and_what_was_sent_so_far():
+    lines = io.StringIO()
+    update = Update(0, Params.of({"w": torch.zeros(1000)}), 1.0, metrics={"loss": 0.5})
+    for sent in (True, False):
+        progress = Progress(lines)
+        progress.stage("fedavg" if sent else "local", 2)
+        trained = show_updates(progress, sent=sent)
+        trained(update)
+        trained(update)
+        progress.close()
+    federated, alone = [line for line in lines.getvalue().splitlines() if "done" in line]
+    assert f"loss 0.5, up {size(2 * update.length)}" in federated and 2 * update.length > 8000
+    assert "loss 0.5" in alone and "up" not in alone
 
 
 def test_passing_progress_writes_nothing_where_no_bar_can_be_drawn(capsys):

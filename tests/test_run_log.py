@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.run_log import CHECKS, RunLog, head_of, position_of_head, read_lines
@@ -42,7 +42,6 @@ def test_appended_lines_are_read_back(rows):
         assert list(RunLog(log.path)) == expected
 
 
-@settings(max_examples=50)
 @given(st.lists(VALUES, min_size=1, max_size=4), st.data())
 def test_a_log_cut_anywhere_keeps_its_whole_lines_and_continues(rows, data):
     with tempfile.TemporaryDirectory() as folder:
@@ -276,7 +275,6 @@ def test_two_processes_may_write_the_same_file_at_once(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["shared.json"]
 
 
-@settings(max_examples=25)
 @given(VALUES)
 def test_json_files_hold_their_value_in_its_order(value):
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,6 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from fedloom.config.schema import Model
 from fedloom.data.emoji import GROUPS, QUESTION, pool
 from fedloom.models.added_models import added_digest
 from fedloom.models.assemble_model import load_model
@@ -81,15 +81,7 @@ def held_out(name: str) -> bool:
 
 def assembled(encoder: str) -> Vlm:
     """Join the parts; the language model computes in bfloat16, in which its weights are stored."""
-    parts = {
-        "path": "",
-        "encoder": encoder,
-        "llm": "smollm2",
-        "connector": "mlp2",
-        "queries": 16,
-        "network": False,
-    }
-    vlm = load_model(SimpleNamespace(**parts, connector_weights=None), 0)
+    vlm = load_model(Model(encoder=encoder, llm="smollm2", connector="mlp2", queries=16), 0)
     vlm.model.model.language_model.to(torch.bfloat16)
     vlm.model.lm_head.to(torch.bfloat16)
     vlm.model.set_attn_implementation("eager")  # backwards, torch's own takes longer on a processor

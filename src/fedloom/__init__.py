@@ -5,6 +5,7 @@
     run.scores, run.rounds, run.clients, run.predictions     # tables
     run.ask(image="x.png", question="What is it?", options=["a cat", "a dog"])
     run = fedloom.load_run(run.folder)                       # the same later
+    fedloom.leaderboard("runs").rows                         # methods of many runs, ranked
 
 Your own algorithms, data sets, metrics and model families are given as `fedloom.Plugins`:
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fedloom.runs.evaluate_run import Evaluation
     from fedloom.runs.finished_run import FinishedRun
     from fedloom.runs.finished_sweep import FinishedSweep
+    from fedloom.runs.leaderboard_rows import Leaderboard
     from fedloom.runs.own_loop import Clients
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Plugins",
     "__version__",
     "evaluate",
+    "leaderboard",
     "load_experiment",
     "load_run",
     "open_clients",
@@ -221,3 +224,22 @@ def evaluate(
     with user_errors():
         finished = run if isinstance(run, FinishedRun) else load_run(run)
         return evaluate(finished, data, methods, client, metrics or {})
+
+
+def leaderboard(folders: Sequence[Path | str] | Path | str = "runs") -> Leaderboard:
+    """Rank the methods of finished runs that answer the same question, as `fedloom leaderboard` does.
+
+    Args:
+        folders: A folder, or several, with runs and sweeps, however deep they are.
+
+    Returns:
+        Its `rows`, one for each method with its settings, and the runs that were `skipped`, as tables.
+
+    Raises:
+        UserError: A folder does not exist.
+    """
+    from fedloom.runs.leaderboard_rows import leaderboard
+    from fedloom.system.errors import user_errors
+
+    with user_errors():
+        return leaderboard(folders)

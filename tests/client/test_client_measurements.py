@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 import torch
 from tests.clients import asked_about, assigned, real_site
 
 from fedloom.engine.in_process import InProcess
 from fedloom.models.batches import answer_losses, collate
-from fedloom.models.load_model import load_vlm
 from fedloom.system.timing import Clock
-from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategies import LoRA, stage
+from fedloom.tuning.adapters import Tuned
 from fedloom.wire.messages import Missing, Update
-
-
-@pytest.fixture
-def tuned(tiny_model: Path) -> Tuned:
-    return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
 
 
 def test_gradient_norms_are_those_of_the_mean_loss(tuned: Tuned) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.clients import Result, job_of, named, real_site, results
+from tests.clients import Result, job_of, named, real_site, results, tune
+from tests.shares import each_once
 
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.local_rule import PLAIN, Gradient, LocalRule, Probe
@@ -20,13 +21,11 @@ from fedloom.client.local_training import train
 from fedloom.config.schema import Train
 from fedloom.data.drawn_shapes import MAKERS
 from fedloom.engine.in_process import InProcess, blocks
-from fedloom.models.load_model import load_vlm
 from fedloom.params import Part
 from fedloom.seeds import stream
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
-from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategies import LoRA, stage
+from fedloom.tuning.adapters import Tuned
 from fedloom.types import Conversation, Presence, Tensors
 from fedloom.wire.messages import Assignment, Update
 
@@ -41,15 +40,6 @@ SGD = Train(
     weight_decay=0.01,
 )
 ADAMW = SGD.model_copy(update={"optimizer": "adamw"})
-
-
-def tune(path: Path, dropout: float = 0.0, strategy: str = "both") -> Tuned:
-    return prepare(load_vlm(str(path)), stage(strategy, LoRA(rank=2, dropout=dropout)), seed=0)
-
-
-@pytest.fixture
-def tuned(tiny_model: Path) -> Tuned:
-    return tune(tiny_model)
 
 
 def conversations(count: int = 4) -> list[Conversation]:
@@ -82,7 +72,7 @@ def probe_of(
 def test_rows_of_examples_have_the_batchs_gradient_as_their_mean(
     count: int, dropout: float, tiny_model: Path
 ) -> None:
-    tuned = tune(tiny_model, dropout)
+    tuned = tune(tiny_model, dropout=dropout)
     probe, params = probe_of(tuned, count=count), away(tuned)
     loss, grads = probe.gradient(params)
     losses, rows = probe.per_example(params)
@@ -130,7 +120,7 @@ def test_asking_changes_nothing_of_the_client(tuned: Tuned) -> None:
 
 
 def test_all_evaluations_of_a_step_have_the_same_dropout(tiny_model: Path) -> None:
-    tuned = tune(tiny_model, 0.3)
+    tuned = tune(tiny_model, dropout=0.3)
     params = away(tuned)
     first, again, other = (probe_of(tuned, step).loss(params) for step in (0, 0, 1))
     assert first == again == probe_of(tuned).gradient(params)[0]
@@ -190,12 +180,11 @@ def alike(actual: Result, expected: Result) -> bool:
 
 
 @pytest.mark.parametrize("settings", [SGD, ADAMW], ids=["sgd", "adamw"])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("name", ["itself", "sam"])
+@pytest.mark.parametrize(("name", "dropout"), each_once(("itself", "sam"), (0.0, 0.3)))
 def test_the_gradient_of_the_loss_is_plain_training_to_the_last_bit(
     name: str, dropout: float, settings: Train, tiny_model: Path
 ) -> None:
-    tuned = tune(tiny_model, dropout)
+    tuned = tune(tiny_model, dropout=dropout)
     rule: LocalRule = rule_of(plain) if name == "itself" else make("sam", 5, {"rho": 0.0})
     assert alike(trained(tuned, rule, settings), trained(tuned, PLAIN, settings))
     if name == "sam":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,12 +23,10 @@ from fedloom.client.local_job import draw_batches
 from fedloom.client.local_training import train
 from fedloom.config.schema import Train
 from fedloom.data.drawn_shapes import MAKERS
-from fedloom.models.load_model import load_vlm
 from fedloom.params import Params, Part
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
-from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategies import LoRA, stage
+from fedloom.tuning.adapters import Tuned
 from fedloom.types import Broadcast, Conversation, Presence
 
 SETTINGS = Train(
@@ -54,11 +51,6 @@ def varied(settings: Train = SETTINGS, **other: Any) -> Train:
 
 COSINE = varied(local_schedule="cosine")
 BROADCAST = Broadcast(Params.of({"x": torch.zeros(1)}))
-
-
-@pytest.fixture
-def tuned(tiny_model: Path) -> Tuned:
-    return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
 
 
 def conversations(count: int = 7) -> list[Conversation]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.clients import Result, job_of, results
+from tests.clients import EXCHANGING, Result, job_of, results, tune
+from tests.shares import each_once
 
-from fedloom.algorithms import ENTRIES, SERVERS
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
 from fedloom.algorithms.local_rule import PLAIN, LocalRule, chain
@@ -51,10 +51,6 @@ def conversations(client: int, count: int, present: Presence) -> list[Conversati
     return [TASKS["vqa"].render(one, present, answer_form="text") for one in examples]
 
 
-def tune(path: Path, strategy: str = "both", dropout: float = 0.0) -> Tuned:
-    return prepare(load_vlm(str(path)), stage(strategy, LoRA(rank=2, dropout=dropout)), seed=0)
-
-
 def jobs_of(tuned: Tuned, micro: int | None, name: str = "fedavg", rule: LocalRule = PLAIN) -> list[Job]:
     settings = SETTINGS.model_copy(update={"micro_batch": micro})
     algorithm = make(name, len(COHORT))
@@ -76,16 +72,14 @@ def assert_alike(actual: Sequence[Result], expected: Sequence[Result]) -> None:
             torch.testing.assert_close(value, remembered[key], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("micro", [1, 3])
-@pytest.mark.parametrize("name", [name for name in SERVERS if "no values" not in ENTRIES[name].traits])
+@pytest.mark.parametrize(("name", "micro"), each_once(EXCHANGING, (1, 3)))
 def test_every_algorithm_takes_the_steps_of_the_whole_batch(name: str, micro: int, tiny_model: Path) -> None:
     tuned = tune(tiny_model)
     whole = results(tuned, jobs_of(tuned, None, name, proximal(0.3)))
     assert_alike(results(tuned, jobs_of(tuned, micro, name, proximal(0.3))), whole)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("strategy", "recompute"), each_once(STRATEGIES, (False, True)))
 def test_every_strategy_with_dropout(strategy: str, recompute: bool, tiny_model: Path) -> None:
     """Each token has the mask that it has in the whole batch."""
     tuned = tune(tiny_model, strategy, dropout=0.3)

@@ -37,12 +37,11 @@ from fedloom.config.schema import Train
 from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.rounds import TrainingState, run_rounds
-from fedloom.models.load_model import load_vlm
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
-from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategies import LoRA, stage, strategy
+from fedloom.tuning.adapters import Tuned
+from fedloom.tuning.strategies import LoRA, strategy
 from fedloom.tuning.strategy_parts import parts_of
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
@@ -58,11 +57,6 @@ KEEPING = (
 @pytest.fixture(params=["memory", "files"])
 def memory(request: pytest.FixtureRequest, tmp_path: Path) -> Memory:
     return InMemory() if request.param == "memory" else Files(tmp_path)
-
-
-@pytest.fixture
-def tuned(tiny_model: Path) -> Tuned:
-    return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
 
 
 def ask(algorithm: FederatedAlgorithm, round: int = 0, since: int = -1, **other: Any) -> Assignment:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.clients import EXCHANGING, Result, all_parts, job_of, results
+from tests.clients import EXCHANGING, Result, all_parts, job_of, results, tune
 
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
@@ -87,10 +87,6 @@ def assert_alike(actual: list[Result], expected: list[Result], tolerance: float)
         assert kept.keys() == remembered.keys()
         for key, value in kept.items():
             torch.testing.assert_close(value, remembered[key], rtol=1e-3, atol=1e-5)
-
-
-def tune(path: Path, strategy: str = "both", dropout: float = 0.0) -> Tuned:
-    return prepare(load_vlm(str(path)), stage(strategy, LoRA(rank=2, dropout=dropout)), seed=0)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -60,6 +60,12 @@ def test_the_published_numbers_of_fedmllm():
     assert counts["vqa-rad"]["train", None, None] == 1797
 
 
+@pytest.mark.parametrize("name", ["emoji", "digits", "shapes"])
+def test_a_bundled_data_set_is_never_said_to_be_in_a_folder(name, tmp_path):
+    report = check(name, tmp_path)
+    assert not report.usable and "leave out --root" in report.faults[0]
+
+
 def test_a_good_folder_is_counted_and_compared(memes):
     report = check("hateful-memes", memes)
     assert report.usable

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from fedloom.data import load_data
@@ -233,7 +232,6 @@ FRAGMENTS = st.one_of(
 )
 
 
-@profile(deadline=None, max_examples=300)
 @given(st.lists(FRAGMENTS), st.booleans())
 def test_arbitrary_bytes_never_crash_and_every_line_is_accounted_for(settings, fragments, marked):
     content = b"\n".join(fragments)

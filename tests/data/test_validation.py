@@ -6,14 +6,13 @@ import gzip
 import json
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedloom.config.schema import Scenario
+from fedloom.config.schema import Data, Scenario
 from fedloom.data import DATASETS, Source, has_validation, load_data, tasks
 from fedloom.data.duplicates import content_keys, near_duplicate_keys
 from fedloom.data.fashion_mnist import SIDE
@@ -30,11 +29,6 @@ NAMES = [
     *(f"{name}/all" for name in DATASETS if "all" in tasks(name)),
 ]
 Load = Callable[..., DataSet]
-
-
-@dataclass(frozen=True)
-class Chosen:
-    validation: float | str
 
 
 def records() -> Iterator[dict[str, object]]:
@@ -130,7 +124,7 @@ def test_with_and_without_a_share_the_same_is_divided_and_tested_on(load: Load, 
     plain, data = load(seed=seed), load(SHARE, seed)
     assert (data.train, data.test, data.validation) == (plain.train, plain.test, ())
     for scenario in scenarios(data):
-        before, nothing = plan_and_validation(plain, Chosen(0.0), scenario, seed)
+        before, nothing = plan_and_validation(plain, Data(validation=0.0), scenario, seed)
         assert nothing is None
         trained, kept = hold_out(before, data.train, SHARE, seed)
         whole, own, out = (held(plan, data.train) for plan in (before, trained, kept))
@@ -142,7 +136,7 @@ def test_with_and_without_a_share_the_same_is_divided_and_tested_on(load: Load, 
         again = hold_out(before, data.train, SHARE, seed)
         assert [plan.digest for plan in again] == [trained.digest, kept.digest]
         if scenario.clients == 1:
-            plan, validation = plan_and_validation(data, Chosen(SHARE), scenario, seed)
+            plan, validation = plan_and_validation(data, Data(validation=SHARE), scenario, seed)
             assert 0 < len(validation.plan.indices) <= max(round(SHARE * len(data.train)), 1)
             assert [plan.digest, validation.plan.digest] == [trained.digest, kept.digest]
 
@@ -179,7 +173,7 @@ def test_the_owners_part_is_neither_trained_nor_tested_on(load: Load) -> None:
         )
         assert own
         assert not own & others
-    plan, validation = plan_and_validation(data, Chosen("published"), Scenario(clients=2), 0)
+    plan, validation = plan_and_validation(data, Data(validation="published"), Scenario(clients=2), 0)
     assert validation.common
     assert len(plan.indices) == len(data.train)
     assert {data.validation[index].id for index in validation.share(1).indices} == parts[1]
@@ -187,7 +181,9 @@ def test_the_owners_part_is_neither_trained_nor_tested_on(load: Load) -> None:
 
 def test_each_vendor_keeps_out_its_own_drawings_and_one_emoji_is_on_one_side_for_all(settings) -> None:
     data = load_data(settings(name="emoji-styles"), 0)
-    plan, validation = plan_and_validation(data, Chosen(SHARE), Scenario(clients=5, partition="by_group"), 0)
+    plan, validation = plan_and_validation(
+        data, Data(validation=SHARE), Scenario(clients=5, partition="by_group"), 0
+    )
     vendors = []
     for trained, kept in zip(plan.clients, validation.plan.clients, strict=True):
         (vendor,) = {data.train[index].group for index in [*trained.indices, *kept.indices]}
@@ -224,7 +220,9 @@ def test_a_small_client_keeps_all_and_draws_do_not_depend_on_other_clients() -> 
 def test_it_is_refused_if_all_clients_are_too_small() -> None:
     examples = tuple(example(number) for number in range(6))
     with pytest.raises(UserError, match=r"data\.validation is 0\.1, but no client"):
-        plan_and_validation(DataSet("folder", examples, examples), Chosen(0.1), Scenario(clients=2), 0)
+        plan_and_validation(
+            DataSet("folder", examples, examples), Data(validation=0.1), Scenario(clients=2), 0
+        )
 
 
 def test_a_part_that_the_owners_ship_but_is_not_there_is_named(tmp_path, encoded, trees, settings) -> None:

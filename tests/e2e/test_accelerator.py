@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.shares import share
 from tests.simulated_accelerator import Accelerator, simulated_accelerator
 
 from fedloom.algorithms import SERVERS
@@ -29,7 +30,7 @@ PACKAGE = str(Path(run_setup.__file__).parents[1])
 def experiment(path: Path, /, **sections: Any) -> Experiment:
     """Return a small experiment whose clients train one after the other, as on every machine."""
     values: dict[str, Any] = {
-        "data": {"name": "emoji", "limit": 18, "test_share": 0.2},
+        "data": {"name": "emoji", "limit": 18, "test_share": 0.02},
         "scenario": {"clients": 2, "partition": "iid"},
         "model": {"path": str(path), "threads": 1, "precision": "float32"},
         "strategy": {"name": "both", "rank": 2},
@@ -151,7 +152,16 @@ def on_card(capability: tuple[int, int] | None) -> AbstractContextManager[Accele
 
 @pytest.mark.parametrize(
     ("capability", "precision"),
-    [(None, "float32"), ((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((7, 0), "float16")],
+    share(
+        [
+            (None, "float32"),
+            ((9, 0), "bfloat16"),
+            ((8, 0), "bfloat16"),
+            ((7, 5), "float16"),
+            ((7, 0), "float16"),
+        ],
+        every=3,
+    ),
     ids=["processor", "H100", "A100", "T4", "V100"],
 )
 def test_the_precision_of_a_run_is_that_of_the_machine_on_which_it_began(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.shares import share
 
 from fedloom.experiment.experiment import Experiment
 from fedloom.runs.single_run import run_experiment
@@ -49,7 +50,7 @@ def strictly(text: str) -> dict[str, object]:
     return json.loads(text, parse_constant=refuse)
 
 
-@pytest.mark.parametrize("said", SETTINGS)
+@pytest.mark.parametrize("said", share(SETTINGS, every=2))
 def test_honest_clients_are_not_refused(said: str, tiny_model: Path, tmp_path: Path) -> None:
     run_experiment(experiment(tiny_model, **SETTINGS[said]), tmp_path, make_progress(quiet=True))
     lines = [strictly(text) for text in (tmp_path / "record.jsonl").read_text().splitlines()]

@@ -23,38 +23,20 @@ from fedloom.system.manifest import read_manifest
 from fedloom.system.progress import Progress
 from fedloom.tasks.predictions import prediction_line, read_predictions
 
-VALUES = {
-    "data": {"name": "emoji", "limit": 18, "test_share": 0.03},
-    "scenario": {"clients": 2},
-    "train": {"rounds": 1, "batch_size": 4},
-    "methods": ["zero-shot", "local", "fedavg", "centralized"],
-    "evaluate": {"every": 0},
-    "engine": {"workers": 1},
-}
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("answers") / "run"
-    values = {**VALUES, "model": {"path": str(tiny_model), "threads": 1}}
-    run_experiment(Experiment.from_json(json.dumps(values)), folder, Progress(None))
-    return folder
-
-
 EVERY = {"zero-shot": 2, "local": 3, "fedavg": 5, "centralized": 1}
 """Method → n: each n-th answer is made right, so that answers differ whatever so small a training changes."""
 
 
 @pytest.fixture
-def copied(folder: Path, tmp_path: Path) -> Path:
+def copied(answered: Path, tmp_path: Path) -> Path:
     """A copy of the run with made-up answers and pages of these; without a manifest, which has the digests of the real ones."""
-    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    copy = Path(shutil.copytree(answered, tmp_path / "copy"))
     places = defaultdict[tuple[str, int | None, str], int](int)
     lines = []
     for row in read_predictions(copy / "predictions.jsonl"):
         place = places[row.method, row.client, row.slice]
         places[row.method, row.client, row.slice] += 1
-        lines.append(prediction_line(replace(row, correct=place % EVERY[row.method] == 0)))
+        lines.append(prediction_line(replace(row, correct=place % EVERY.get(row.method, 1) == 0)))
     (copy / "predictions.jsonl").write_bytes(b"".join(lines))
     (copy / "manifest.json").unlink()
     write_pages(copy)
@@ -69,11 +51,11 @@ def section(folder: Path) -> str:
     return found[1]
 
 
-def test_it_is_a_file_of_the_run(folder: Path) -> None:
-    manifest = read_manifest(folder)
-    assert manifest is not None and is_finished(folder) and verify(folder)[1] == []
-    there = (folder / "answers.html").exists()  # not if no answer changed
-    assert there == ("answers.html" in manifest.files) == ('href="answers.html"' in section(folder))
+def test_it_is_a_file_of_the_run(answered: Path) -> None:
+    manifest = read_manifest(answered)
+    assert manifest is not None and is_finished(answered) and verify(answered)[1] == []
+    there = (answered / "answers.html").exists()  # not if no answer changed
+    assert there == ("answers.html" in manifest.files) == ('href="answers.html"' in section(answered))
 
 
 def test_it_shows_the_first_examples_whose_answers_changed(copied: Path) -> None:
@@ -81,7 +63,7 @@ def test_it_shows_the_first_examples_whose_answers_changed(copied: Path) -> None
     for row in read_predictions(copied / "predictions.jsonl"):
         right[row.method, row.client, row.slice][row.example] = row.correct
     pairs = [(("zero-shot", None, part), ("fedavg", None, part)) for part in ("both", "image", "text")]
-    pairs += [(("local", client, "both"), ("fedavg", None, "both")) for client in (0, 1)]
+    pairs += [(("local", client, "both"), ("fedavg", None, "both")) for client in range(3)]
     expected: list[str] = []
     for before, after in pairs:
         for better in (True, False):
@@ -89,7 +71,7 @@ def test_it_shows_the_first_examples_whose_answers_changed(copied: Path) -> None
             expected += changed[:3]
     page = (copied / "answers.html").read_text(encoding="utf-8")
     assert re.findall(r'<caption class="hidden">Answers to example (.*?)</caption>', page) == expected
-    assert len(expected) == 5 * 2 * 3
+    assert len(expected) == 6 * 2 * 3
 
 
 def test_it_loads_nothing_and_is_small(copied: Path) -> None:
@@ -135,12 +117,14 @@ def test_a_page_that_cannot_be_written_anew_stays(copied: Path) -> None:
     assert "could not be written anew" in section(copied) and 'href="answers.html"' in section(copied)
 
 
-def test_without_images_the_run_is_the_same_run(folder: Path, copied: Path) -> None:
+def test_without_images_the_run_is_the_same_run(answered: Path, copied: Path) -> None:
     experiment = Experiment.from_json((copied / "experiment.json").read_text(encoding="utf-8"))
     plain = experiment.model_copy(update={"report": experiment.report.model_copy(update={"images": False})})
     assert plain.digest == experiment.digest and choices_digest(plain) == choices_digest(experiment)
     assert identity(plain, {}, "base") == identity(experiment, {}, "base")
-    assert run_experiment(plain, folder, Progress(None)) == run_experiment(experiment, folder, Progress(None))
+    assert run_experiment(plain, answered, Progress(None)) == run_experiment(
+        experiment, answered, Progress(None)
+    )
     assert "<img" in (copied / "answers.html").read_text(encoding="utf-8")
     (copied / "experiment.json").write_text(plain.to_json(), encoding="utf-8")
     write_pages(copied)

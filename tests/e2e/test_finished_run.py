@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom.cli.run_commands import app
+from fedloom.report.confidence_intervals import interval
 from fedloom.runs.evaluate_run import evaluate
 from fedloom.runs.export_models import export_from_run
 from fedloom.runs.finished_run import FinishedRun
@@ -197,6 +198,21 @@ def test_an_exported_adapter_loads_with_stock_peft_alone(
     assert "What is shown?" in prompt["example"]["prompt"]
 
 
+def test_cards_and_reports_give_the_same_interval(run: FinishedRun, tmp_path: Path) -> None:
+    """Emoji are tested in several styles, so that there are fewer independent questions than examples."""
+    count, known = (
+        len({row.example for row in run.predictions}),
+        run["independent_questions"]["test"]["choice"],
+    )
+    assert known < count
+    low, high = interval(run["scores"]["fedavg"]["accuracy"], known)
+    export_from_run(run.folder, tmp_path / "adapter", method="fedavg")
+    for card in (run.folder / "adapter/README.md", tmp_path / "adapter/README.md"):
+        text = card.read_text()
+        assert f"On {count} test examples (as informative as {known:,.0f} independent ones)" in text
+        assert f"{low:.3f} to {high:.3f}" in text
+
+
 def test_the_runs_own_adapter_is_complete(run: FinishedRun) -> None:
     adapter = run.folder / "adapter"
     assert {"README.md", "prompt.json", "tokenizer_config.json"} <= {file.name for file in adapter.iterdir()}
@@ -293,3 +309,29 @@ def test_the_commands(run: FinishedRun, image: Image.Image, tmp_path: Path) -> N
     exported = call("export", folder, "--method", "centralized", "--out", str(tmp_path / "out"))
     assert exported.exit_code == 0, exported.output
     assert (tmp_path / "out/adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "holds no records"),
+        (b"image,question,answer\n", "holds no records"),
+        (b"picture,q,a\nx.png,what,yes\n", "line 2: question is missing"),
+        (bytes(range(256)), "not UTF-8 text"),
+    ],
+)
+def test_a_file_without_usable_records_is_named(
+    content: bytes, words: str, run: FinishedRun, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_bytes(content)
+    out = CliRunner().invoke(app, ["eval", str(run.folder), "--data", str(file)])
+    assert out.exit_code == 2 and "Traceback" not in out.output
+    assert "mine.csv" in out.stderr and words in out.stderr
+
+
+def test_an_unknown_method_is_never_left_out_silently(run: FinishedRun) -> None:
+    with pytest.raises(UserError, match=r'"fedavgg" is not a known method of this run\. Did you mean fedavg'):
+        fedloom.evaluate(run, methods=["fedavg", "fedavgg"])
+    with pytest.raises(UserError, match="no prediction is of a model of client 7's own, with fedavg"):
+        fedloom.evaluate(run, methods=["fedavg"], client=7)

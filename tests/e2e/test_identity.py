@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tests.shares import each_once, share
 from typer.testing import CliRunner
 
 import fedloom
@@ -38,9 +39,12 @@ from fedloom.types import Example
 class World:
     """What a run is made of, in a folder that a test may change."""
 
-    def __init__(self, place: Path, model: Path, encoded: Callable[..., bytes]) -> None:
+    def __init__(self, place: Path) -> None:
+        self.place = place
         self.data, self.model, self.out = place / "data", place / "model", place / "run"
-        self.algorithm = place / "mine.py"
+
+    def fill(self, model: Path, encoded: Callable[..., bytes]) -> None:
+        """Write the data and copy the model."""
         shutil.copytree(model, self.model)
         self.data.mkdir()
         rows = [
@@ -78,9 +82,9 @@ class World:
     def run(self) -> dict[str, object]:
         return run_experiment(self.experiment, self.out, Progress(None))
 
-    def interrupt(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self) -> None:
         """Begin the run and stop it in its second round."""
-        with monkeypatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(RunLog, "append", _stopping(RunLog.append))
             with pytest.raises(KeyboardInterrupt):
                 self.run()
@@ -95,9 +99,56 @@ def _stopping(append: Callable[..., None]) -> Callable[..., None]:
     return stopping
 
 
+@pytest.fixture(scope="module")
+def made(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, encoded: Callable[..., bytes]
+) -> tuple[Path, dict[str, Path]]:
+    """Where each test finds its world, and copies for it: without a run, with a finished and with an unfinished one."""
+    place, kept = tmp_path_factory.mktemp("identity"), dict[str, Path]()
+    world = World(place / "world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_identity, "_editable", lambda: True)
+        for state, work in (("new", None), ("finished", world.run), ("unfinished", world.interrupt)):
+            world.place.mkdir()
+            world.fill(tiny_model, encoded)
+            if work is not None:
+                work()
+            kept[state] = world.place.rename(place / state)
+    return world.place, kept
+
+
+@pytest.fixture(autouse=True)
+def sources_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the code of fedloom be among what decided a run, as where it is being worked on."""
+    monkeypatch.setattr(run_identity, "_editable", lambda: True)
+
+
 @pytest.fixture
-def world(tmp_path: Path, tiny_model: Path, encoded: Callable[..., bytes]) -> World:
-    return World(tmp_path, tiny_model, encoded)
+def begun(made: tuple[Path, dict[str, Path]]) -> Iterator[Callable[[str], World]]:
+    """Return a function that makes the world anew, with a run in some state."""
+    place, kept = made
+
+    def begin(state: str) -> World:
+        shutil.copytree(kept[state], place)
+        return World(place)
+
+    yield begin
+    shutil.rmtree(place)
+
+
+@pytest.fixture
+def world(begun: Callable[[str], World]) -> World:
+    return begun("new")
+
+
+@pytest.fixture
+def finished(begun: Callable[[str], World]) -> World:
+    return begun("finished")
+
+
+@pytest.fixture
+def unfinished(begun: Callable[[str], World]) -> World:
+    return begun("unfinished")
 
 
 def answers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,13 +194,14 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-@pytest.mark.parametrize("state", ["finished", "unfinished"])
+@pytest.mark.parametrize(("change", "state"), each_once(CHANGES, ("finished", "unfinished")))
 def test_what_changed_is_named_and_nothing_old_is_handed_out(
-    change: Callable[..., None], state: str, world: World, monkeypatch: pytest.MonkeyPatch
+    change: Callable[..., None],
+    state: str,
+    begun: Callable[[str], World],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run_identity, "_editable", lambda: True)
-    world.run() if state == "finished" else world.interrupt(monkeypatch)
+    world = begun(state)
     assert folder_state(world.out, world.experiment) == state
     before = {file: file.read_bytes() for file in world.out.rglob("*") if file.is_file()}
     change(world, monkeypatch)
@@ -167,46 +219,43 @@ def test_what_changed_is_named_and_nothing_old_is_handed_out(
     assert rerun == fedloom.run(world.experiment, world.out, quiet=True)
 
 
-def test_data_and_models_may_move(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.interrupt(monkeypatch)
+def test_data_and_models_may_move(unfinished: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("data", "model"):
-        setattr(world, place, (tmp_path / place).rename(tmp_path / f"moved-{place}"))
-    result = world.run()
-    assert world.run() == result
+        setattr(unfinished, place, getattr(unfinished, place).rename(tmp_path / f"moved-{place}"))
+    result = unfinished.run()
+    assert unfinished.run() == result
     with pytest.raises(UserError):  # the folder still names the old places
-        resume_run(world.out, Progress(None))
+        resume_run(unfinished.out, Progress(None))
 
 
 def test_the_command_line_goes_on_with_data_and_models_that_moved(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unfinished: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.interrupt(monkeypatch)
     for place in ("data", "model"):
-        setattr(world, place, (tmp_path / place).rename(tmp_path / f"{place} moved"))
-    (tmp_path / "mine.json").write_text(world.experiment.to_json())
-    assert CliRunner().invoke(app, ["resume", str(world.out)]).exit_code == 2
+        setattr(unfinished, place, getattr(unfinished, place).rename(tmp_path / f"{place} moved"))
+    (tmp_path / "mine.json").write_text(unfinished.experiment.to_json())
+    assert CliRunner().invoke(app, ["resume", str(unfinished.out)]).exit_code == 2
     for change in ("train.lr=0.5", "engine.workers=2", "name=other"):
-        told = CliRunner().invoke(app, ["resume", str(world.out), "--set", change])
+        told = CliRunner().invoke(app, ["resume", str(unfinished.out), "--set", change])
         assert told.exit_code == 2 and "data.root" in told.stderr
-    told = CliRunner().invoke(app, ["run", str(tmp_path / "mine.json"), "--out", str(world.out)])
+    told = CliRunner().invoke(app, ["run", str(tmp_path / "mine.json"), "--out", str(unfinished.out)])
     said = re.search(r"`fedloom (.*)`", told.stderr)
     assert told.exit_code == 2 and said
     went_on = CliRunner().invoke(app, shlex.split(said[1]))
     assert went_on.exit_code == 0, went_on.output
-    assert folder_state(world.out, world.experiment) == "finished"
+    assert folder_state(unfinished.out, unfinished.experiment) == "finished"
 
 
 def test_a_damaged_record_is_named_before_a_step_is_trained(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    unfinished: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.interrupt(monkeypatch)
-    record = world.out / "record.jsonl"
+    record = unfinished.out / "record.jsonl"
     lines = record.read_bytes().splitlines(keepends=True)
     record.write_bytes(b"".join([lines[0], *lines[2:]]))
-    before = {file: file.read_bytes() for file in world.out.rglob("*") if file.is_file()}
+    before = {file: file.read_bytes() for file in unfinished.out.rglob("*") if file.is_file()}
     with pytest.raises(UserError, match=r"record\.jsonl, line 2.*--rerun"):
-        world.run()
-    assert {file: file.read_bytes() for file in world.out.rglob("*") if file.is_file()} == before
+        unfinished.run()
+    assert {file: file.read_bytes() for file in unfinished.out.rglob("*") if file.is_file()} == before
 
 
 ALGORITHM = """
@@ -341,9 +390,11 @@ def test_another_run_that_began_meanwhile_is_not_handed_out(
         world.run()
 
 
-@pytest.mark.parametrize("lost", ["experiment.json", "manifest.json", "record.jsonl", "plan.json"])
-def test_rerun_helps_whichever_file_is_lost(lost: str, world: World) -> None:
-    before = world.run()
+@pytest.mark.parametrize(
+    "lost", share(["manifest.json", "experiment.json", "record.jsonl", "plan.json"], every=2)
+)
+def test_rerun_helps_whichever_file_is_lost(lost: str, finished: World) -> None:
+    world, before = finished, finished.run()
     (world.out / lost).unlink()
     with pytest.raises(UserError, match=lost.replace(".", r"\.")):
         world.run()
@@ -352,9 +403,8 @@ def test_rerun_helps_whichever_file_is_lost(lost: str, world: World) -> None:
 
 
 def test_a_discard_that_is_killed_is_done_by_the_next_one(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    finished: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.run()
     unlink = Path.unlink
     for kept in range(len(HELD)):
         left = [kept]
@@ -365,8 +415,8 @@ def test_a_discard_that_is_killed_is_done_by_the_next_one(
             left[0] -= 1
             real(place, **named)
 
-        copy = world.out.with_name(f"copy-{kept}")
-        shutil.copytree(world.out, copy)
+        copy = finished.out.with_name(f"copy-{kept}")
+        shutil.copytree(finished.out, copy)
         with monkeypatch.context() as patch:
             patch.setattr(run_folder.shutil, "rmtree", functools.partial(remove, shutil.rmtree))
             patch.setattr(
@@ -375,7 +425,7 @@ def test_a_discard_that_is_killed_is_done_by_the_next_one(
             with pytest.raises(KeyboardInterrupt):
                 discard(copy)
         discard(copy)
-        assert folder_state(copy, world.experiment) == "new"
+        assert folder_state(copy, finished.experiment) == "new"
 
 
 def test_a_start_that_fails_leaves_nothing_behind(world: World) -> None:
@@ -399,32 +449,30 @@ def test_what_a_kill_leaves_before_a_run_has_begun_is_taken_over(left: list[str]
     assert folder_state(world.out, world.experiment) == "finished"
 
 
-def test_a_folder_of_version_0_1_is_reported_on_and_not_resumed(world: World) -> None:
-    world.run()
-    (world.out / "manifest.json").unlink()
-    lines = [{**line} for line in RunLog(world.out / "record.jsonl")]
+def test_a_folder_of_version_0_1_is_reported_on_and_not_resumed(finished: World) -> None:
+    (finished.out / "manifest.json").unlink()
+    lines = [{**line} for line in RunLog(finished.out / "record.jsonl")]
     lines[0]["version"] = "0.1.0"
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (world.out / "record.jsonl").write_text(text)
-    report = CliRunner().invoke(app, ["report", str(world.out)])
+    (finished.out / "record.jsonl").write_text(text)
+    report = CliRunner().invoke(app, ["report", str(finished.out)])
     assert report.exit_code == 0, report.output
-    for words in (["resume", str(world.out)],):
+    for words in (["resume", str(finished.out)],):
         told = CliRunner().invoke(app, words)
         assert told.exit_code == 2 and "fedloom 0.1.0" in told.stderr
     with pytest.raises(UserError, match=r"fedloom 0\.1\.0"):
-        world.run()
+        finished.run()
 
 
-def test_a_manifest_that_is_gone_or_damaged_is_no_older_version(world: World) -> None:
-    world.run()
-    file = world.out / "manifest.json"
+def test_a_manifest_that_is_gone_or_damaged_is_no_older_version(finished: World) -> None:
+    file = finished.out / "manifest.json"
     content = file.read_text()
     file.write_text(content.replace("scaffold", "scafford"))
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
-        world.run()
+        finished.run()
     file.unlink()
     with pytest.raises(UserError, match=r"manifest\.json is missing"):
-        world.run()
+        finished.run()
 
 
 def test_discarding_removes_a_run_and_leaves_what_others_wrote(world: World) -> None:
@@ -444,24 +492,24 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def test_every_file_of_a_finished_run_is_listed_or_proves_itself(world: World) -> None:
-    world.run()
-    manifest = read_manifest(world.out)
+def test_every_file_of_a_finished_run_is_listed_or_proves_itself(finished: World) -> None:
+    manifest = read_manifest(finished.out)
     assert manifest is not None
-    there = {file.relative_to(world.out).as_posix() for file in world.out.rglob("*") if file.is_file()}
+    there = {file.relative_to(finished.out).as_posix() for file in finished.out.rglob("*") if file.is_file()}
     proven = {name for name in there if name == "manifest.json" or "/memory/" in name}
     assert set(manifest.files) == there - proven - {".lock"}
 
 
-def test_what_others_put_into_a_run_folder_is_theirs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.interrupt(monkeypatch)
+def test_what_others_put_into_a_run_folder_is_theirs(
+    unfinished: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("notes.txt", ".draft.tmp"):
-        (world.out / name).write_text("mine")
-    result = world.run()
-    (world.out / "notes.txt").write_text("mine, and longer")
-    assert world.run() == result
-    assert verify(world.out)[1] == []
-    assert (world.out / ".draft.tmp").read_text() == "mine"
+        (unfinished.out / name).write_text("mine")
+    result = unfinished.run()
+    (unfinished.out / "notes.txt").write_text("mine, and longer")
+    assert unfinished.run() == result
+    assert verify(unfinished.out)[1] == []
+    assert (unfinished.out / ".draft.tmp").read_text() == "mine"
 
 
 def test_a_manifest_that_is_removed_meanwhile_ends_the_run(

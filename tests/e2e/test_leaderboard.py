@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import fedloom
 from campaign.world import World, make_world
 from fedloom.cli.run_commands import app
 from fedloom.report.run_results import at
@@ -49,6 +50,30 @@ def test_seeds_of_a_method_are_one_entry(runs: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["leaderboard", str(runs)])
     assert max(map(len, shown.stdout.splitlines())) <= 80
     assert "begun is left out" in shown.stderr
+
+
+def test_python_has_the_rows_of_the_command(runs: Path) -> None:
+    found = fedloom.leaderboard(runs)
+    out = CliRunner().invoke(app, ["leaderboard", str(runs), "--json"])
+    (board,) = json.loads(out.stdout)["boards"]
+    assert [(row.rank, row.entry, row.score, list(row.seeds), list(row.runs)) for row in found.rows] == [
+        (entry["rank"], entry["entry"], entry["score"], entry["seeds"], entry["runs"])
+        for entry in board["entries"]
+    ]
+    for row, entry in zip(found.rows, board["entries"], strict=True):
+        lead = entry["ahead_of_next"] or {"difference": None, "p": None, "significant": None}
+        assert (row.ahead, row.p, row.significant) == (lead["difference"], lead["p"], lead["significant"])
+        assert (row.board, row.question, row.metric) == (1, board["about"], board["metric"])
+        assert (row.clients_better, row.own_data, row.bytes) == (
+            entry["clients_better"], entry["own_data"], entry["bytes"],
+        )  # fmt: skip
+        assert fedloom.load_run(row.runs[0])["scores"].keys() >= {row.method}
+    (only,) = found.rows.where(method="fedavg")
+    assert found.rows.to_dicts()[only.rank - 1]["entry"] == only.entry
+    assert [Path(one.folder).name for one in found.skipped] == ["begun"]
+    assert fedloom.leaderboard([runs / "seed-0", runs / "seed-1"]).rows.where(board=1)[0].seeds == (0, 1)
+    with pytest.raises(UserError, match="none is not a folder"):
+        fedloom.leaderboard(runs / "none")
 
 
 def test_a_damaged_result_is_left_out_with_the_reason(runs: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tests.shares import share
 from tests.tiny_model import make_llama
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def experiment(strategy: str, seed: int, **model: Any) -> Experiment:
     values = {
         "seed": seed,
-        "data": {"name": "emoji", "limit": 18, "test_share": 0.2},
+        "data": {"name": "emoji", "limit": 18, "test_share": 0.02},
         "scenario": {"clients": 2, "partition": "iid"},
         "model": {"threads": 1, **model},
         "strategy": {"name": strategy, "rank": 2},
@@ -55,7 +56,7 @@ def outcome(value: Experiment, folder: Path, models: dict[str, Any]) -> dict[str
     return {"result": {key: one for key, one in result.items() if key != "seconds"}, **files}
 
 
-@pytest.mark.parametrize("kind", ["assembled", "whole"])
+@pytest.mark.parametrize("kind", share(["assembled", "whole"], every=2))
 def test_cells_of_all_seeds_and_connectors_share_one_base_and_keep_their_bytes(
     kind: str, llm: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

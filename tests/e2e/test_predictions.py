@@ -8,35 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.experiment.experiment import Experiment
-from fedloom.runs.single_run import run_experiment
 from fedloom.runs.verify_files import verify
 from fedloom.system.manifest import read_manifest
-from fedloom.system.progress import Progress
 from fedloom.tasks.predictions import Prediction, read_predictions
 
-VALUES = {
-    "data": {"name": "emoji", "limit": 18, "test_share": 0.03},
-    "scenario": {"clients": 3},
-    "train": {"rounds": 1, "batch_size": 4},
-    "methods": ["zero-shot", "linear", "local", "fedavg+ditto", "fedavg"],
-    "evaluate": {"every": 0},
-    "engine": {"workers": 1},
-}
+from .conftest import ANSWERING
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("predictions") / "run"
-    values = {**VALUES, "model": {"path": str(tiny_model), "threads": 1}}
-    run_experiment(Experiment.from_json(json.dumps(values)), folder, Progress(None))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def by_model(folder: Path) -> dict[tuple[str, int | None, str], list[Prediction]]:
+def by_model(answered: Path) -> dict[tuple[str, int | None, str], list[Prediction]]:
     models = defaultdict[tuple[str, int | None, str], list[Prediction]](list)
-    for row in read_predictions(folder / "predictions.jsonl"):
+    for row in read_predictions(answered / "predictions.jsonl"):
         models[row.method, row.client, row.slice].append(row)
     return models
 
@@ -47,7 +29,7 @@ def test_every_model_answers_every_test_example_in_order(
     clients = {"local": [0, 1, 2], "fedavg+ditto": [0, 1, 2, None]}  # Ditto has a shared model, too
     wanted = [
         (method, client, part)
-        for method in VALUES["methods"]
+        for method in ANSWERING
         for client in clients.get(method, [None])
         for part in ("both", "image", "text")
     ]
@@ -57,9 +39,9 @@ def test_every_model_answers_every_test_example_in_order(
 
 
 def test_scores_are_the_means_of_predictions(
-    folder: Path, by_model: dict[tuple[str, int | None, str], list[Prediction]]
+    answered: Path, by_model: dict[tuple[str, int | None, str], list[Prediction]]
 ) -> None:
-    scores = json.loads((folder / "result.json").read_text())["scores"]
+    scores = json.loads((answered / "result.json").read_text())["scores"]
     for method in ("zero-shot", "linear", "fedavg"):
         for part, values in scores[method]["slices"].items():
             rows = by_model[method, None, part]
@@ -72,13 +54,13 @@ def test_scores_are_the_means_of_predictions(
         assert (max(means), min(means)) == pytest.approx((scores[method]["best"], scores[method]["worst"]))
 
 
-def test_the_file_is_in_the_manifest_and_nothing_else_is_left(folder: Path) -> None:
-    manifest = read_manifest(folder)
+def test_the_file_is_in_the_manifest_and_nothing_else_is_left(answered: Path) -> None:
+    manifest = read_manifest(answered)
     assert manifest is not None and "predictions.jsonl" in manifest.files
-    assert not list(folder.glob("methods/*/predictions"))
-    file = folder / "predictions.jsonl"
+    assert not list(answered.glob("methods/*/predictions"))
+    file = answered / "predictions.jsonl"
     content = file.read_bytes()
     file.write_bytes(content.replace(b"true", b"null", 1))
-    assert any("predictions.jsonl" in fault for fault in verify(folder)[1])
+    assert any("predictions.jsonl" in fault for fault in verify(answered)[1])
     file.write_bytes(content)
-    assert verify(folder)[1] == []
+    assert verify(answered)[1] == []

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.shares import share
 
 from fedloom.experiment.experiment import Experiment
 from fedloom.runs.export_models import export_from_run
@@ -30,7 +31,7 @@ def experiment(tiny_model: Path, quantize: str | None) -> Experiment:
     return Experiment.from_json(json.dumps(values))
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", share(["nf4", "int8"], every=2))
 def test_a_run_over_a_quantized_decoder(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     chosen = experiment(tiny_model, kind)
     plain, planned = plan_run(experiment(tiny_model, None)), plan_run(chosen)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.shares import share
 
 from fedloom.experiment.experiment import Experiment
 from fedloom.runs.single_run import run_experiment
@@ -72,7 +73,7 @@ def test_algorithms_that_need_means_over_the_whole_cohort_refuse_reporters(name:
         Experiment.from_json(json.dumps({"methods": [name], "aggregate": {"over": "reporters"}}))
 
 
-@pytest.mark.parametrize("strategy", ["connector", "share-connector", "two-stage"])
+@pytest.mark.parametrize("strategy", share(["two-stage", "connector", "share-connector"], every=2))
 def test_who_cannot_train_all_that_is_exchanged_reports_nothing(
     strategy: str, tiny_model: Path, tmp_path: Path
 ) -> None:

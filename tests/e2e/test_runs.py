@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,8 @@ import torch
 from PIL import Image
 from tests.adapter_files import import_adapter
 from tests.clients import EXCHANGING
+from tests.killed_process import killed_at
+from tests.shares import share
 
 from fedloom.algorithms import ENTRIES
 from fedloom.experiment.experiment import Experiment
@@ -46,6 +47,17 @@ def experiment(tiny_model: Path, **changes: object) -> Experiment:
         "evaluate": {"every": 0},
     }
     return Experiment.from_json(json.dumps({**values, **changes}))
+
+
+def watched(tiny_model: Path, **changes: object) -> Experiment:
+    """Return an experiment of every phase that can be followed: features, a base model, training and scores of each round."""
+    values = {
+        "methods": ["zero-shot", "fedavg"],
+        "algorithms": {},
+        "evaluate": {"every": 1},
+        "engine": {"cache": False},  # in which other tests may have left the features
+    }
+    return experiment(tiny_model, **{**values, **changes})
 
 
 def run(value: Experiment, folder: Path) -> dict[str, object]:
@@ -116,43 +128,17 @@ def test_another_seed_gives_other_bytes(tiny_model: Path, undisturbed: Path, tmp
     assert adapter(tmp_path / "other") != adapter(undisturbed)
 
 
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from fedloom.experiment.experiment import Experiment
-from fedloom.system.progress import make_progress
-from fedloom import runner
-import torch
-torch.set_num_threads(1)
-folder, point, after = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "after"
-real, count = os.replace, 0
-def replace(source, target):
-    global count
-    count += 1
-    if count == point and not after:
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(source, target)
-    if count == point:
-        os.kill(os.getpid(), signal.SIGKILL)
-os.replace = replace
-experiment = Experiment.from_json((folder.parent / "wanted.json").read_text())
-runner.run_experiment(experiment, folder, make_progress(quiet=True))
-"""
-
-
 # The run renames some twenty files into place; these points fall before, between and after its commits.
+@pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 @pytest.mark.parametrize(
-    "point, when", [(2, "after"), (4, "before"), (5, "after"), (9, "before"), (14, "after")]
+    "point, when",
+    share([(4, "before"), (2, "after"), (5, "after"), (14, "after"), (9, "before")], every=3),
 )
 def test_a_run_killed_at_any_commit_ends_with_the_same_bytes(
     point: int, when: str, tiny_model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "wanted.json").write_text(experiment(tiny_model).to_json())
-    folder = tmp_path / "run"
-    killed = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder), str(point), when], capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    value, folder = experiment(tiny_model), tmp_path / "run"
+    assert killed_at(lambda: run(value, folder), lambda call, _: call == point, after=when == "after")
     assert not (folder / "result.json").exists()
     result = resume_run(folder, make_progress(quiet=True))
     assert adapter(folder) == adapter(undisturbed)
@@ -166,7 +152,7 @@ def test_resuming_a_finished_run_returns_its_result(undisturbed: Path) -> None:
     assert adapter(undisturbed) == before
 
 
-@pytest.mark.parametrize("pattern", ["aligned", "missing", "cross", "hybrid"])
+@pytest.mark.parametrize("pattern", share(["missing", "aligned", "cross", "hybrid"], every=2))
 def test_every_pattern_of_modalities_trains(pattern: str, tiny_model: Path, tmp_path: Path) -> None:
     scenario = {"clients": 3, "partition": "by_group", "pattern": pattern, "image_clients": 1}
     value = experiment(
@@ -195,7 +181,7 @@ def test_published_splits_and_cohorts_train_and_the_report_names_them(
     assert "published: drawn as in FedMLLM" in page and "published: the clients of a round" in page
 
 
-@pytest.mark.parametrize("task", ["classification", "vqa", "captioning", "grounding", "all"])
+@pytest.mark.parametrize("task", share(["all", "classification", "vqa", "captioning", "grounding"], every=5))
 def test_every_task_of_the_drawn_scenes_runs(task: str, tiny_model: Path, tmp_path: Path) -> None:
     value = experiment(
         tiny_model, data={"name": "shapes", "limit": 12, "task": task, "test_share": 0.3},
@@ -393,7 +379,7 @@ def test_yoco_starts_from_the_weights_it_adapts(tiny_model: Path, tmp_path: Path
     assert torch.equal(import_adapter(tuned, tmp_path / "run/adapter").flat, svd_start(tuned).flat)
 
 
-@pytest.mark.parametrize("scoring", ["generate", "teacher-forced"])
+@pytest.mark.parametrize("scoring", share(["generate", "teacher-forced"], every=2))
 def test_several_tasks_are_scored_and_compared_by_task(
     tiny_model: Path, tmp_path: Path, scoring: str
 ) -> None:

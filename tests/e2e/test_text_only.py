@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from tests.clients import EXCHANGING
+from tests.shares import each_once, share
 from tests.tiny_model import make_llama
 
 from fedloom.experiment.experiment import Experiment
@@ -70,15 +71,17 @@ def test_the_report_shows_how_stock_libraries_load_the_adapter(llama: Path, tmp_
     assert "AutoModelForCausalLM" in page and "AutoModelForImageTextToText" not in page
 
 
-@pytest.mark.parametrize("name", EXCHANGING)
+@pytest.mark.parametrize("name", share(EXCHANGING, every=5))
 def test_every_algorithm_trains_a_language_model(name: str, llama: Path, tmp_path: Path) -> None:
     result = run(experiment(llama, methods=[f"{name}+prompt", f"{name}+adaptive"]), tmp_path / "run")
     assert set(result["scores"]) == {f"{name}+prompt", f"{name}+adaptive"}
     assert min(sent["up"] for sent in result["bytes"].values()) > 0
 
 
-@pytest.mark.parametrize("partition", ["iid", "dirichlet", "by_group"])
-@pytest.mark.parametrize("scoring", ["likelihood", "generate", "teacher-forced"])
+@pytest.mark.parametrize(
+    ("partition", "scoring"),
+    each_once(("iid", "dirichlet", "by_group"), ("likelihood", "generate", "teacher-forced")),
+)
 def test_every_division_and_every_way_of_scoring_works(
     partition: str, scoring: str, llama: Path, tmp_path: Path
 ) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.killed_process import killed_at
+from tests.shares import share
 
 from fedloom.data import load_data
 from fedloom.experiment.experiment import Experiment
@@ -17,6 +17,7 @@ from fedloom.run_log import CHECKS
 from fedloom.runs import site_setup, train_method
 from fedloom.runs.evaluation import _values
 from fedloom.runs.single_run import resume_run, run_experiment
+from fedloom.system.processes import can_fork
 from fedloom.system.progress import make_progress
 from fedloom.tasks.score_answers import Answers, example_scores
 from fedloom.types import Example
@@ -99,24 +100,6 @@ def test_the_best_round_is_the_first_with_the_highest_score_and_survives(
     assert again["validation"] == whole["validation"]
 
 
-CHILD = """
-import os, re, signal, sys
-from pathlib import Path
-from fedloom.experiment.recipes import load_experiment
-from fedloom.system.progress import Progress
-from fedloom.runs.single_run import run_experiment
-import torch
-torch.set_num_threads(1)
-real = os.replace
-def replace(source, target):
-    if re.search(sys.argv[3], str(target)):
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(source, target)
-os.replace = replace
-run_experiment(load_experiment(sys.argv[1]), Path(sys.argv[2]), Progress(None))
-"""
-
-
 @pytest.fixture(scope="module")
 def undisturbed(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
@@ -176,20 +159,20 @@ CUTS = {
 
 @pytest.mark.parametrize(
     ("undisturbed", "file"),
-    [(strategy, file) for strategy, files in CUTS.items() for file in files],
+    share([(strategy, file) for strategy, files in CUTS.items() for file in files], every=6, first=3),
     indirect=["undisturbed"],
 )
+@pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 def test_a_run_killed_anywhere_reports_the_same_best_round(
     file: str, undisturbed: tuple[Path, Experiment], tmp_path: Path
 ) -> None:
     whole, value = undisturbed
-    recipe, folder = tmp_path / "mine.json", tmp_path / "run"
-    recipe.write_text(value.to_json())
-    words = [sys.executable, "-c", CHILD, str(recipe), str(folder), file]
-    killed = subprocess.run(words, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    folder, quiet = tmp_path / "run", make_progress(quiet=True)
+    assert killed_at(
+        lambda: run_experiment(value, folder, quiet), lambda _, target: re.search(file, target) is not None
+    )
     assert not (folder / "result.json").exists()
-    again = resume_run(folder, make_progress(quiet=True))
+    again = resume_run(folder, quiet)
     wanted = json.loads((whole / "result.json").read_text())
     for key in ("scores", "validation", "bytes"):
         assert again[key] == wanted[key]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
 from tests.adapter_files import import_adapter
+from tests.shares import share
 from typer.testing import CliRunner, Result
 
 from campaign.damage import begun, scored
@@ -276,9 +278,14 @@ def test_cells_that_changed_places_or_are_gone_are_noticed(swept: tuple[Path, Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["manifest.json", "experiment.json", "plan.json", "result.json", "record.jsonl"]
+    ("name", "gone"),
+    share(
+        product(
+            ("manifest.json", "experiment.json", "plan.json", "result.json", "record.jsonl"), (False, True)
+        ),
+        every=3,
+    ),
 )
-@pytest.mark.parametrize("gone", [False, True])
 def test_rerun_helps_a_sweep_whichever_file_of_a_cell_is_damaged(
     name: str, gone: bool, swept: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -295,7 +302,7 @@ def test_rerun_helps_a_sweep_whichever_file_of_a_cell_is_damaged(
     assert verify(folder)[1] == []
 
 
-@pytest.mark.parametrize("name", ["record.jsonl", "machine.json", "plan.json"])
+@pytest.mark.parametrize("name", share(["record.jsonl", "machine.json", "plan.json"], every=3))
 def test_rerun_helps_a_sweep_whichever_file_of_an_unfinished_cell_is_damaged(
     name: str, swept: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,21 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tests.clients import asked_about, real_site
+from tests.clients import asked_about, real_site, tune
 
 from fedloom.client.client_memory import Files
 from fedloom.client.site import Site
-from fedloom.models.load_model import load_vlm
 from fedloom.system.errors import UserError
-from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation
 
 CLIENTS = 6
-
-
-def tuned_of(model: str) -> Tuned:
-    return prepare(load_vlm(model), stage("both", LoRA(rank=2)), seed=0)
 
 
 @contextmanager
@@ -41,7 +34,7 @@ def opened(model: str, name: str, folder: str, killing: int, times: int) -> Iter
         return asked_about(client)
 
     yield real_site(
-        tuned_of(model), name, memory=Files(Path(folder)), conversations=conversations, clients=CLIENTS
+        tune(Path(model)), name, memory=Files(Path(folder)), conversations=conversations, clients=CLIENTS
     )
 
 

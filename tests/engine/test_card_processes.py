@@ -9,9 +9,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.clients import assigned, real_site
+from tests.clients import assigned, real_site, tune
 from tests.engine.card_site import QUESTIONS, answering
-from tests.engine.ray_site import CLIENTS, tuned_of
+from tests.engine.ray_site import CLIENTS
 from tests.engine.test_ray_actors import NOBODY, asked, by_client, expected
 from tests.engine.test_worker_processes import assert_same_bits, kept
 
@@ -38,7 +38,7 @@ def backend(
 ) -> Cards:
     """Return a backend of this process and some others, whose clients keep what they keep in a folder."""
     folder.mkdir(exist_ok=True)
-    site = answering(real_site(tuned_of(str(model)), name, memory=Files(folder), clients=CLIENTS))
+    site = answering(real_site(tune(model), name, memory=Files(folder), clients=CLIENTS))
     head = {"model": str(model), "name": name, "folder": str(folder), "killing": killing, "times": times}
     return Cards(InProcess(site, rows), processes(count, **head))
 
@@ -146,7 +146,7 @@ receive_bytes(sys.stdin.buffer)
 def test_a_process_that_cannot_open_its_site_ends_the_run_with_the_reason(
     command: list[str], head: dict[str, str], message: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    site = answering(real_site(tuned_of(str(tiny_model)), memory=Files(tmp_path)))
+    site = answering(real_site(tune(tiny_model), memory=Files(tmp_path)))
     with closing(processes(1, command, **head)) as others:
         there = Cards(InProcess(site), others)
         with pytest.raises(UserError, match=message):
@@ -156,7 +156,7 @@ def test_a_process_that_cannot_open_its_site_ends_the_run_with_the_reason(
 
 
 def test_questions_over_which_processes_die_end_the_run(tiny_model: Path, tmp_path: Path) -> None:
-    site = answering(real_site(tuned_of(str(tiny_model)), memory=Files(tmp_path)))
+    site = answering(real_site(tune(tiny_model), memory=Files(tmp_path)))
     with closing(processes(1, [sys.executable, "-c", MUTE])) as others:
         there = Cards(InProcess(site), others)
         with pytest.raises(UserError, match=r"fedavg: 3 processes died over it.*engine\.workers=1"):
@@ -178,6 +178,6 @@ def test_processes_end_in_the_middle_of_a_request(tiny_model: Path, tmp_path: Pa
 
 
 def test_what_another_process_cannot_keep_is_refused(tiny_model: Path) -> None:
-    site = real_site(tuned_of(str(tiny_model)), "scaffold")
+    site = real_site(tune(tiny_model), "scaffold")
     with closing(processes(1)) as others, pytest.raises(ValueError, match="keep clients' memories in files"):
         list(Cards(InProcess(site), others).train([], Clock()))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.clients import CLIENTS, LAYOUT, TRAIN, Plain, run_of, site_of
+from tests.shares import share
 
 from campaign.kills import kill_at, patched
 from fedloom.algorithms.compose import make
@@ -126,9 +127,12 @@ def ended(kind: str, folder: Path) -> tuple[bytes, dict[str, bytes]]:
     return (folder / "server" / f"round-{TRAIN.rounds:04}.safetensors").read_bytes(), kept
 
 
+@pytest.mark.parametrize("points", share([4, 25], every=2))
 @pytest.mark.parametrize("side", ["site", "server"])
 @pytest.mark.parametrize("kind", METHODS)
-def test_a_kill_at_any_point_on_either_side_changes_no_byte(kind: str, side: str, tmp_path: Path) -> None:
+def test_a_kill_at_any_point_on_either_side_changes_no_byte(
+    kind: str, side: str, points: int, tmp_path: Path
+) -> None:
     read, write = os.pipe()
     assert together(kind, tmp_path / "whole", **{side: counting(write)}) == (0, 0)
     os.close(write)
@@ -138,17 +142,17 @@ def test_a_kill_at_any_point_on_either_side_changes_no_byte(kind: str, side: str
     assert bool(whole[1]) is (kind in ("scaffold", "share-connector"))
     if side == "site" and not whole[1]:
         assert calls == 0  # it writes no file, so it is killed between two requests instead
-        calls, faults = 25, [dying(at) for at in range(9)] * 3
+        faults = [dying(int(at)) for at in np.linspace(0, 8, points)]
     else:
-        faults = [kill_at(int(at)) for at in np.linspace(1, calls, 25).astype(int)]
+        faults = [kill_at(int(at)) for at in np.linspace(1, calls, points)]
     killed = 0
-    for number, fault in enumerate(faults[:25]):
+    for number, fault in enumerate(faults):
         folder = tmp_path / str(number)
         ends = together(kind, folder, **{side: fault})
         killed += -signal.SIGKILL in ends
         assert together(kind, folder) == (0, 0)
         assert ended(kind, folder) == whole
-    assert killed == 25
+    assert killed == points
 
 
 def dying(requests: int) -> Fault:

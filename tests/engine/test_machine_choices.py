@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.clients import tune
 
 from fedloom.algorithms.local_rule import PLAIN
 from fedloom.client.local_job import Job
@@ -32,11 +33,6 @@ from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Broadcast, Presence
 from fedloom.wire.messages import Assignment
-
-
-@pytest.fixture
-def tuned(tiny_model: Path) -> Tuned:
-    return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
 
 
 def jobs(tuned: Tuned, count: int, batch_size: int = 2) -> list[Job]:
@@ -90,7 +86,7 @@ def test_neither_clock_nor_load_nor_free_memory_decides(
     copies=st.booleans(),
     device=st.sampled_from(["cpu", "cuda"]),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_choice_fits_cohort_threads_and_memory(
     tuned: Tuned, cohort: int, threads: int, memory: int | None, copies: bool, device: str
 ) -> None:
@@ -138,7 +134,7 @@ def test_choosing_changes_nothing(tuned: Tuned) -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recomputing_gives_the_same_bits_and_keeps_less(dropout: float, tiny_model: Path) -> None:
-    tuned = prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2, dropout=dropout)), seed=0)
+    tuned = tune(tiny_model, dropout=dropout)
     (job,) = jobs(tuned, 1)
     plain, kept = train(tuned, [job])[0].end, saved_bytes(tuned, job)
     with gradient_checkpointing(tuned.vlm):

@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,13 +35,11 @@ from fedloom.engine.client_order import SILENT, in_order
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.rounds import MAX_UNAPPLIED_ROUNDS, Backend, Training, TrainingState, run_rounds
 from fedloom.engine.worker_processes import Workers
-from fedloom.models.load_model import load_vlm
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
 from fedloom.system.processes import can_fork
 from fedloom.system.timing import Clock
-from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategies import LoRA, stage
+from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.strategy_parts import Parts
 from fedloom.types import Tensors
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
@@ -218,11 +215,6 @@ def test_a_client_whose_memory_is_lost_is_missing_and_the_others_go_on() -> None
 
 
 # Real clients.
-
-
-@pytest.fixture
-def tuned(tiny_model: Path) -> Tuned:
-    return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.clients import assigned, real_site, start_of
-from tests.engine.ray_site import CLIENTS, failing, opened, tuned_of
+from tests.clients import assigned, real_site, start_of, tune
+from tests.engine.ray_site import CLIENTS, failing, opened
 from tests.engine.test_worker_processes import assert_same_bits, kept
 
 from fedloom.client.client_memory import Files
@@ -44,7 +44,7 @@ def backend(
     """Return a backend of two actors whose clients keep what they keep in a folder."""
     folder.mkdir(exist_ok=True)
     actors = Actors(ActorRequest(2), opened, (str(model), name, str(folder), killing, times))
-    site = real_site(tuned_of(str(model)), name, memory=Files(folder), clients=CLIENTS)
+    site = real_site(tune(model), name, memory=Files(folder), clients=CLIENTS)
     return RayActors(InProcess(site, rows), actors), actors
 
 
@@ -55,7 +55,7 @@ def by_client(answers: list[Answer]) -> list[Answer]:
 def expected(model: Path, name: str, folder: Path, rounds: int = 1, rows: int = 1) -> list[list[Answer]]:
     """Return the updates of one process."""
     folder.mkdir()
-    site = real_site(tuned_of(str(model)), name, memory=Files(folder), clients=CLIENTS)
+    site = real_site(tune(model), name, memory=Files(folder), clients=CLIENTS)
     return [list(InProcess(site, rows).train(one, Clock())) for one in asked(site.tuned, name, rounds)]
 
 
@@ -120,7 +120,7 @@ def test_a_client_that_kills_every_actor_is_missing_and_no_other(
 def test_an_actor_that_cannot_open_its_site_ends_the_run_with_the_reason(
     cluster: Any, tiny_model: Path
 ) -> None:
-    site = real_site(tuned_of(str(tiny_model)), memory=Files(Path("unused")))
+    site = real_site(tune(tiny_model), memory=Files(Path("unused")))
     actors = Actors(ActorRequest(1), failing, ("the data are not there",))
     with closing(actors), pytest.raises(UserError, match=r"an actor on .*: the data are not there"):
         list(RayActors(InProcess(site), actors).train(assigned(site.tuned), Clock()))
@@ -137,7 +137,7 @@ def test_a_cluster_without_room_for_an_actor_is_refused(cluster: Any) -> None:
 
 @needs_ray
 def test_what_an_actor_cannot_keep_is_refused(tiny_model: Path) -> None:
-    site = real_site(tuned_of(str(tiny_model)), "scaffold")
+    site = real_site(tune(tiny_model), "scaffold")
     with pytest.raises(ValueError, match="keep clients' memories in files"):
         list(RayActors(InProcess(site), Actors(ActorRequest(1), failing, ())).train([], Clock()))
 

@@ -33,15 +33,16 @@ def test_a_silent_connection_is_closed(sent: bytes, monkeypatch: pytest.MonkeyPa
     with socket.create_server(("127.0.0.1", 0)) as behind:
         port = free_port()
         with filtering_proxy("127.0.0.1", port, behind.getsockname()[1], None, None):
-            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-                connection.sendall(sent)
-                with suppress(ConnectionResetError):
+            with socket.create_connection(("127.0.0.1", port), timeout=600) as connection:
+                with suppress(ConnectionResetError, BrokenPipeError):  # it may be closed before all is sent
+                    connection.sendall(sent)
                     assert connection.recv(1) == b""
 
 
+@pytest.mark.slow
 def test_a_slow_connection_is_not_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer than the limit as a whole, and never longer without a byte."""
-    monkeypatch.setattr(module, "IDLE_SECONDS", 5.0)
+    monkeypatch.setattr(module, "IDLE_SECONDS", 20.0)
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
     with socket.create_server(("127.0.0.1", 0)) as behind:
 
@@ -55,10 +56,10 @@ def test_a_slow_connection_is_not_closed(monkeypatch: pytest.MonkeyPatch) -> Non
         threading.Thread(target=serve, daemon=True).start()
         port = free_port()
         with filtering_proxy("127.0.0.1", port, behind.getsockname()[1], None, None):
-            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            with socket.create_connection(("127.0.0.1", port), timeout=600) as connection:
                 connection.sendall(HEAD + b"Content-Length: 12\r\n\r\n")
                 for byte in b"aaaaaaaaaaaz":
-                    time.sleep(0.5)
+                    time.sleep(2)
                     connection.sendall(bytes([byte]))
                 found = b""
                 while more := connection.recv(100):

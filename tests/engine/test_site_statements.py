@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.clients import LAYOUT, profiles, run_of, start_of
 from tests.engine.test_federation import HELD, assignments, backend_of, federation, own_site, resident
@@ -187,7 +187,6 @@ def framed(*parts: bytes) -> bytes:
     return START.pack(MAGIC, zlib.crc32(content)) + content
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_are_a_message_or_a_value_error(content: bytes, checked: bool) -> None:
     """With a right checksum, too."""

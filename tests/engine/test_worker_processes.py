@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.clients import asked_about, assigned, named, real_site
+from tests.shares import share
 
 from fedloom.algorithms import SERVERS
 from fedloom.client.answer_questions import answer_rows
@@ -22,14 +23,12 @@ from fedloom.data.drawn_shapes import MAKERS
 from fedloom.engine import worker_processes as module
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.worker_processes import Workers, deal
-from fedloom.models.load_model import load_vlm
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.system.processes import can_fork
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
-from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategies import LoRA, stage
+from fedloom.tuning.adapters import Tuned
 from fedloom.types import Conversation, Presence
 from fedloom.wire.messages import Answer, Missing, Update
 
@@ -41,11 +40,6 @@ NAMES = (
 )
 
 copying = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
-
-
-@pytest.fixture
-def tuned(tiny_model: Path) -> Tuned:
-    return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
 
 
 def assert_same_bits(actual: Sequence[Answer], expected: Sequence[Answer]) -> None:
@@ -69,7 +63,7 @@ def kept(folder: Path) -> dict[str, bytes]:
 
 
 @copying
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", share(NAMES, every=3))
 def test_every_algorithm_has_the_updates_of_one_process(name: str, tuned: Tuned, tmp_path: Path) -> None:
     """What clients keep is the same, too."""
     todo, result = assigned(tuned, name), {}

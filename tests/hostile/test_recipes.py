@@ -16,7 +16,7 @@ from fedloom.system.terminal import printable
 
 from .recipes import CASES
 
-PATIENCE = 60
+PATIENCE = 600
 """Seconds after which a command counts as one that never ends; each takes a second or two."""
 
 

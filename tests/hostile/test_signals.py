@@ -14,9 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.shares import share
 
 from fedloom.system.processes import can_fork
-from fedloom.system.signals import ECHO, Stopped, stop_on_signals
+from fedloom.system.signals import Stopped, stop_on_signals
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 
@@ -30,6 +31,8 @@ methods: [fedavg]
 engine: {{workers: {workers}}}
 """
 GRID = "grid: {seed: [0, 1, 2]}\n"
+PATIENCE = 600.0
+"""Seconds after which a process hangs."""
 STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
@@ -56,7 +59,7 @@ def begin(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess
 
     yield command
     for process in begun:
-        if alive(process.pid):
+        with suppress(ProcessLookupError):  # all of them have ended
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
@@ -70,8 +73,8 @@ def alive(group: int) -> bool:
     return True
 
 
-def wait(condition: Callable[[], bool], seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
+def wait(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "waited for nothing"
         time.sleep(0.02)
@@ -83,12 +86,15 @@ def commits(folder: Path) -> bool:
 
 @pytest.mark.parametrize(
     ("number", "workers", "group"),
-    [
-        (signal.SIGTERM, 1, False),
-        (signal.SIGTERM, 2, True),
-        (signal.SIGINT, 2, True),
-        (signal.SIGHUP, 2, False),
-    ],
+    share(
+        [
+            (signal.SIGTERM, 1, False),
+            (signal.SIGTERM, 2, True),
+            (signal.SIGINT, 2, True),
+            (signal.SIGHUP, 2, False),
+        ],
+        every=2,
+    ),
 )
 def test_an_interrupted_run_shows_how_to_continue(
     number: int, workers: int, group: bool, begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
@@ -96,27 +102,27 @@ def test_an_interrupted_run_shows_how_to_continue(
     process, folder = begin("run", workers=workers), tmp_path / "out"
     wait(lambda: commits(folder) or process.poll() is not None)
     (os.killpg if group else os.kill)(process.pid, number)
-    _, output = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number, output
     assert output.endswith(f"fedloom: interrupted; `fedloom resume {folder}` continues from there\n")
     assert "Traceback" not in output
     assert output.count("fedloom: interrupted") == 1
-    wait(lambda: not alive(process.pid), 30)
+    wait(lambda: not alive(process.pid))
     assert not list(folder.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", share(["2", "1"], every=2))
 def test_a_sweep_ended_by_a_signal_shows_how_to_continue(
     jobs: str, begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process, folder = begin("sweep", "--jobs", jobs), tmp_path / "out"
     wait(lambda: commits(folder) or process.poll() is not None)
     os.killpg(process.pid, signal.SIGTERM)
-    _, output = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, output
     assert re.search(r"fedloom: interrupted; `fedloom sweep .* --out .*` continues from there\n$", output)
     assert "Traceback" not in output
-    wait(lambda: not alive(process.pid), 30)
+    wait(lambda: not alive(process.pid))
 
 
 def test_an_early_signal_promises_no_continuation(
@@ -126,7 +132,7 @@ def test_an_early_signal_promises_no_continuation(
     # torch is a library that is loaded only once a command is at work.
     wait(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text() or process.poll() is not None)
     os.kill(process.pid, signal.SIGTERM)
-    _, output = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, output
     expected = "continues from there" if (tmp_path / "out/experiment.json").exists() else "nothing was begun"
     assert expected in output
@@ -159,7 +165,7 @@ def test_clients_of_a_killed_worker_are_missing_and_the_run_continues(
     wait(lambda: any(int(file.stem[6:]) > first + 3 for file in folder.rglob("round-*.json")))
     assert process.poll() is None
     process.terminate()
-    _, output = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, output
     assert "Traceback" not in output
 
@@ -171,7 +177,7 @@ def test_a_killed_job_fails_its_cell_and_the_others_continue(
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     wait(lambda: commits(folder) or process.poll() is not None)
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
-    _, output = process.communicate(timeout=240)
+    _, output = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, output
     cells = json.loads((folder / "sweep.json").read_text())["cells"]
     assert sorted(cell["state"] for cell in cells) == ["done", "done", "failed"]
@@ -184,19 +190,22 @@ def test_a_killed_job_fails_its_cell_and_the_others_continue(
 def test_the_second_signal_ends_at_once(number: int) -> None:
     code = (
         "import os, time\n"
-        "from fedloom.system.signals import Stopped, stop_on_signals\n"
-        "with stop_on_signals():\n"
+        "from types import SimpleNamespace\n"
+        "from fedloom.system import signals\n"
+        "now = 0.0\n"
+        "signals.time = SimpleNamespace(monotonic=lambda: now)  # however slow this machine is\n"
+        "with signals.stop_on_signals():\n"
         "    try:\n"
         f"        os.kill(os.getpid(), {int(number)})\n"
         "        time.sleep(60)\n"
-        "    except Stopped:\n"
+        "    except signals.Stopped:\n"
         f"        os.kill(os.getpid(), {int(number)})  # soon after the first: the same request\n"
-        f"        time.sleep({ECHO} + 0.1)\n"
+        "        now = signals.ECHO + 0.1\n"
         "        print('heard', flush=True)\n"
         f"        os.kill(os.getpid(), {int(number)})\n"
         "        time.sleep(60)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert ended.stdout == "heard\n"
     assert ended.returncode == -number
 
@@ -223,7 +232,7 @@ def test_a_closed_output_gives_no_traceback(words: list[str]) -> None:
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     os.close(write)
     assert ended.stderr == ""
@@ -238,7 +247,7 @@ def test_a_full_disk_under_the_output_is_reported() -> None:
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
         )
     assert ended.returncode == 2
     assert "no space is left" in ended.stderr

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.scenarios import Plan
@@ -91,7 +91,6 @@ def test_a_plan_without_texts_has_no_words():
     assert card(survey(*plan_of([[0], [1]], text=False)))["words"] is None
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=6))
 def test_distances_are_those_of_the_definition(labels):
     plan, examples = plan_of(labels)
@@ -107,7 +106,6 @@ def test_distances_are_those_of_the_definition(labels):
         assert np.log2(effective[client]) == pytest.approx(-sum(x * np.log2(x) for x in p if x), abs=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=6), st.randoms())
 def test_the_card_does_not_depend_on_the_order_of_clients(labels, shuffle):
     shuffled = list(labels)

@@ -10,7 +10,7 @@ from itertools import chain, product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.config.schema import Scenario
@@ -22,7 +22,6 @@ from fedloom.scenarios.plan_file import plan_to_json
 from fedloom.system.errors import UserError
 from fedloom.types import Example
 
-LAW = settings(max_examples=25, deadline=None)
 FREE = [name for name in PARTITIONS if name != "by_source"]  # those that any examples can be divided by
 GRID = list(product(FREE, PATTERNS))
 
@@ -109,7 +108,6 @@ def cases(draw):
 
 
 @pytest.mark.parametrize("partition", FREE)
-@LAW
 @given(
     labels=st.lists(st.integers(-1, 3), min_size=1, max_size=60),
     share=st.floats(0, 1),
@@ -127,7 +125,6 @@ def test_partitions_are_disjoint_and_covering_and_leave_no_client_empty(
     assert sorted(set(client_of.tolist())) == list(range(clients))
 
 
-@LAW
 @given(
     pictured=st.lists(st.booleans(), min_size=1, max_size=60),
     holds=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12),
@@ -222,7 +219,6 @@ def test_by_group_needs_groups():
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@LAW
 @given(case=cases())
 def test_no_example_gains_a_modality_or_loses_all(pattern, case):
     examples, settings, seed = case
@@ -234,7 +230,6 @@ def test_no_example_gains_a_modality_or_loses_all(pattern, case):
 
 
 @pytest.mark.parametrize(("partition", "pattern"), GRID)
-@LAW
 @given(case=cases(), shuffle=st.randoms(use_true_random=False))
 def test_a_plan_depends_on_settings_and_seed_but_not_on_listing_order(partition, pattern, case, shuffle):
     examples, settings, seed = case
@@ -388,7 +383,6 @@ def test_losing_everything_takes_nothing_from_those_who_keep_something():
 
 
 @pytest.mark.parametrize(("partition", "pattern"), GRID)
-@LAW
 @given(case=cases())
 def test_shares_are_views_of_the_plans_arrays(partition, pattern, case):
     examples, settings, seed = case

@@ -8,14 +8,13 @@ from string import ascii_uppercase
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fedloom.system.errors import UserError
 from fedloom.tasks import PROMPTS, TASKS, UNPARSED, clean_text
 from fedloom.types import Example, Presence
 
-LAW = settings(max_examples=40, deadline=None)
 FORMS = ("text", "letter")
 NOT_ONE = ("auc", "cider")  # a single answer has no area and no rare words
 GRID = list(product(TASKS, FORMS))
@@ -87,7 +86,6 @@ def total(task: str, rows):
 
 
 @pytest.mark.parametrize(("task", "form"), GRID)
-@LAW
 @given(data=st.data())
 def test_the_gold_answer_parses_to_itself_and_scores_best(task, form, data):
     one = data.draw(examples(task))
@@ -102,7 +100,6 @@ def test_the_gold_answer_parses_to_itself_and_scores_best(task, form, data):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@LAW
 @given(data=st.data())
 def test_an_unparsed_answer_never_raises_a_score(task, data):
     rows = data.draw(st.lists(judged(task), min_size=1, max_size=8))
@@ -116,7 +113,6 @@ def test_an_unparsed_answer_never_raises_a_score(task, data):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@LAW
 @given(data=st.data())
 def test_merge_is_associative_with_zero(task, data):
     metrics = TASKS[task].metrics
@@ -126,7 +122,6 @@ def test_merge_is_associative_with_zero(task, data):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@LAW
 @given(data=st.data())
 def test_parts_merge_to_the_whole(task, data):
     metrics = TASKS[task].metrics
@@ -136,7 +131,6 @@ def test_parts_merge_to_the_whole(task, data):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@LAW
 @given(data=st.data())
 def test_scores_are_means_of_the_answers_scores(task, data):
     metrics = TASKS[task].metrics
@@ -149,7 +143,6 @@ def test_scores_are_means_of_the_answers_scores(task, data):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@LAW
 @given(data=st.data())
 def test_published_scores_are_labeled_and_take_any_reply(task, data):
     published = data.draw(
@@ -207,7 +200,6 @@ def test_no_answers_have_no_scores(task):
 
 
 @pytest.mark.parametrize(("task", "form"), GRID)
-@LAW
 @given(data=st.data(), reply=st.text() | phrases)
 def test_parse_takes_any_reply(task, form, data, reply):
     one = data.draw(examples(task))
@@ -306,7 +298,6 @@ TOKENS = [
 ]
 
 
-@LAW
 @given(st.lists(st.sampled_from(TOKENS) | st.text(max_size=4), max_size=8).map("".join))
 def test_user_text_never_holds_a_special_token(text):
     clean = clean_text(text)
@@ -317,7 +308,6 @@ def test_user_text_never_holds_a_special_token(text):
 
 
 @pytest.mark.parametrize(("task", "form"), GRID)
-@LAW
 @given(data=st.data())
 def test_conversations_never_hold_a_special_token(task, form, data):
     said = TASKS[task].render(data.draw(examples(task)), BOTH, answer_form=form)
@@ -452,7 +442,6 @@ def test_a_gold_box_outside_the_image_is_refused():
         total("grounding", [(one, (0, 0, 1, 1), None)])
 
 
-@LAW
 @given(phrases, phrases)
 def test_letter_case_and_punctuation_do_not_matter_to_free_answers(first, second):
     assume(first.isascii() and second.isascii())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.answer_loss import answer_loss
+from tests.shares import each_once
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -31,6 +31,7 @@ from transformers import (
     SiglipModel,
 )
 
+from fedloom.config.schema import Model
 from fedloom.config.validation_errors import build_model
 from fedloom.config.yaml_document import read_document
 from fedloom.experiment.experiment import Experiment
@@ -99,30 +100,19 @@ def llm(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The `model` section of an experiment."""
-
-    encoder: str | None
-    llm: str | None
-    connector: str | None = None
-    path: str = "bundled"
-    queries: int = 16
-    network: bool = False
-    connector_weights: str | None = None
-    pixels: int | None = None
-
-
 def load(encoder: Path, llm: Path, connector: str | None = None, seed: int = 0) -> Vlm:
-    return load_model(Chosen(str(encoder), str(llm), connector), seed)
+    return load_model(Model(encoder=str(encoder), llm=str(llm), connector=connector), seed)
 
 
 PICTURED = Conversation("Which?", "yes", Drawn("a"), ("yes", "no"))
 WRITTEN = Conversation("Which?", "no", None, ("yes", "no"))
 
 
-@pytest.mark.parametrize("encoder", ["clip", "clip alone", "siglip", "efficientnet"], indirect=True)
-@pytest.mark.parametrize("llm", LLMS, indirect=True)
+@pytest.mark.parametrize(
+    ("encoder", "llm"),
+    each_once(("clip", "clip alone", "siglip", "efficientnet"), tuple(LLMS)),
+    indirect=True,
+)
 def test_an_assembled_model_trains(encoder: Path, llm: Path) -> None:
     vlm = load(encoder, llm)
     convolutions = vlm.model.config.model_type == "fast_vlm"
@@ -146,7 +136,7 @@ def test_an_encoder_is_taken_out_of_a_model_that_has_one(family: str, llm: Path,
     torch.testing.assert_close(
         vlm.image_features([Drawn("a")])[0][None], whole.image_features([Drawn("a")])[0][None], rtol=0, atol=0
     )
-    settings = Chosen(str(folder), str(llm))
+    settings = Model(encoder=str(folder), llm=str(llm))
     assert base_digest(settings, 0) == vlm.digest
     assert answer_loss(vlm, [PICTURED]).isfinite()
 
@@ -156,7 +146,7 @@ def test_values_of_a_connector_come_from_a_file(llm: Path, tmp_path: Path) -> No
     folder, file = save("fast_vlm", tmp_path / "whole"), tmp_path / "connector.safetensors"
     values = {key: value + 0.5 for key, value in new_connector("mlp2", 16, 16, 3).named_parameters()}
     save_file({key: value.detach().to(torch.bfloat16) for key, value in values.items()}, file)
-    settings = Chosen(str(folder), str(llm), connector_weights=str(file))
+    settings = Model(encoder=str(folder), llm=str(llm), connector_weights=str(file))
     one, other = (load_model(settings, seed) for seed in (0, 1))
     features = one.image_features([Drawn("a")])[0][None]
     weights = {key: value.to(torch.bfloat16).float() for key, value in values.items()}
@@ -197,12 +187,12 @@ def test_another_connector_is_refused(llm: Path, tmp_path: Path, change: Any, me
     change(values)
     save_file(values, file)
     with pytest.raises(UserError, match=f"model.connector_weights: .*{message}"):
-        load_model(Chosen(str(folder), str(llm), connector_weights=str(file)), 0)
+        load_model(Model(encoder=str(folder), llm=str(llm), connector_weights=str(file)), 0)
 
 
 def test_a_connector_file_that_is_none_is_told(llm: Path, tmp_path: Path) -> None:
     folder, file = save("fast_vlm", tmp_path / "whole"), tmp_path / "connector.safetensors"
-    settings = Chosen(str(folder), str(llm), connector_weights=str(file))
+    settings = Model(encoder=str(folder), llm=str(llm), connector_weights=str(file))
     for load_or_digest in (load_model, base_digest):
         with pytest.raises(
             UserError, match=r"model.connector_weights: there is no file .*, or one of real-laptop"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.shares import each_once, share
 from torch import Tensor, nn
 
 from fedloom.config.schema import Model
@@ -38,8 +39,7 @@ def areas(vlm: Vlm, image: Drawn) -> list[int]:
     return [int(height) * int(width) for height, width in inputs["image_sizes"]]
 
 
-@pytest.mark.parametrize("name", NATIVE)
-@pytest.mark.parametrize("pixels", [300, 800, 10**9])
+@pytest.mark.parametrize(("name", "pixels"), each_once(NATIVE, (300, 800, 10**9)))
 def test_no_image_has_more_pixels_than_the_bound(
     name: str, pixels: int, saved: Callable[[str], Path]
 ) -> None:
@@ -86,7 +86,7 @@ def test_a_bound_below_one_image_token_is_refused(saved: Callable[[str], Path]) 
         with_pixels(load_vlm(str(saved("mistral3"))), 63)
 
 
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize("name", share(SEEING, 3))
 def test_encoders_get_batches_of_a_bounded_size(
     name: str, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

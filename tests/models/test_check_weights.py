@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fedloom.config.schema import Model
 from fedloom.models.assemble_model import base_digest, load_model
 from fedloom.models.hub import Source
 from fedloom.models.judge_model import load_judge
@@ -26,20 +26,6 @@ WORDS = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "eos_token_id": 5,
     "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The `model` section of an experiment."""
-
-    encoder: str | None = None
-    llm: str | None = None
-    connector: str | None = None
-    connector_weights: str | None = None
-    path: str = "bundled"
-    queries: int = 16
-    network: bool = False
-    pixels: int | None = None
 
 
 def write_llm(folder: Path, kind: str = "Llama", **more: Any) -> Path:
@@ -102,7 +88,7 @@ def test_an_encoder_without_all_of_its_weights_is_an_error(
     """The text half beside it is no error, as other tests show by loading it."""
     tensors(change)(encoder)
     with pytest.raises(UserError, match=r"model\.encoder: .*" + message):
-        load_model(Chosen(str(encoder), str(llm)), 0)
+        load_model(Model(encoder=str(encoder), llm=str(llm)), 0)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +105,7 @@ def test_a_language_model_without_all_of_its_weights_is_an_error(
 ) -> None:
     tensors(change)(llm)
     with pytest.raises(UserError, match=r"model\.llm: .*" + message):
-        load_model(Chosen(str(encoder), str(llm)), 0)
+        load_model(Model(encoder=str(encoder), llm=str(llm)), 0)
     with pytest.raises(UserError, match=r"evaluate\.judge: .*" + message):
         load_judge(str(llm))
 
@@ -145,10 +131,10 @@ def test_an_error_names_file_and_tensor_of_weights_that_are_not_finite(
     ):
         load_judge(str(llm))
     with pytest.raises(UserError, match=r"model\.llm: .*layers\.1\.mlp\.up_proj\.weight holds .*" + message):
-        load_model(Chosen(str(encoder), str(llm)), 0)
+        load_model(Model(encoder=str(encoder), llm=str(llm)), 0)
     tensors(spoil("vision_model.encoder.layers.0.mlp.fc1.bias", value))(encoder)
     with pytest.raises(UserError, match=r"model\.encoder: .*layers\.0\.mlp\.fc1\.bias holds .*" + message):
-        load_model(Chosen(str(encoder), str(kept)), 0)
+        load_model(Model(encoder=str(encoder), llm=str(kept)), 0)
 
 
 def test_embeddings_that_are_tied_to_a_missing_tensor_are_missing(tiny_model: Path, tmp_path: Path) -> None:
@@ -172,7 +158,7 @@ def test_a_decoder_that_cannot_be_used_is_an_error(
 ) -> None:
     llm = write_llm(tmp_path / "other", kind, **more)
     with pytest.raises(UserError, match=r"model\.llm: .*" + message):
-        load_model(Chosen(str(encoder), str(llm)), 0)
+        load_model(Model(encoder=str(encoder), llm=str(llm)), 0)
 
 
 def test_a_judge_with_a_template_that_cannot_be_used_is_an_error(llm: Path) -> None:
@@ -185,10 +171,10 @@ def test_the_digest_is_known_without_loading(
     encoder: Path, llm: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every = [
-        Chosen(path=str(tiny_model)),
-        Chosen(path=str(tiny_model), connector="linear"),
-        Chosen(path=str(tiny_model), connector="resampler", queries=3),
-        Chosen(str(encoder), str(llm)),
+        Model(path=str(tiny_model)),
+        Model(path=str(tiny_model), connector="linear"),
+        Model(path=str(tiny_model), connector="resampler", queries=3),
+        Model(encoder=str(encoder), llm=str(llm)),
     ]
     loaded = [load_model(one, 4).digest for one in every]
 
@@ -204,9 +190,9 @@ def test_the_digest_changes_with_what_it_covers_and_with_nothing_else(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
-    settings = Chosen(path=str(folder))
+    settings = Model(path=str(folder))
     before = base_digest(settings, 0)
-    assert before == base_digest(Chosen(path=str(tiny_model)), 1)
+    assert before == base_digest(Model(path=str(tiny_model)), 1)
     (folder / "README.md").write_text("anything")
     assert base_digest(settings, 0) == before
     held = load_file(folder / "model.safetensors")
@@ -216,6 +202,8 @@ def test_the_digest_changes_with_what_it_covers_and_with_nothing_else(
     (folder / "chat_template.jinja").write_text((folder / "chat_template.jinja").read_text() + " ")
     third = base_digest(settings, 0)
     fresh = {
-        base_digest(replace(settings, connector=one), seed) for one in ("linear", "mlp2") for seed in (0, 1)
+        base_digest(settings.model_copy(update={"connector": one}), seed)
+        for one in ("linear", "mlp2")
+        for seed in (0, 1)
     }
     assert len({before, other, third, *fresh}) == 7

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +15,9 @@ from fedloom.data.drawn_shapes import MAKERS
 from fedloom.models.compiled_layers import compiling
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
 from fedloom.models.last_layer import layers_of
-from fedloom.models.load_model import load_vlm
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
-from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategies import LoRA, stage
+from fedloom.tuning.adapters import Tuned
 from fedloom.types import Presence
 
 
@@ -30,11 +27,6 @@ def jobs(tuned: Tuned, count: int) -> list[Job]:
     told = [TASKS["vqa"].render(one, Presence(True, True), answer_form="text") for one in examples]
     settings = Train(batch_size=2, optimizer="sgd", lr=0.1)
     return [job_of(tuned, PLAIN, told[k : k + 5], settings, client=k) for k in range(count)]
-
-
-@pytest.fixture
-def tuned(tiny_model: Path) -> Tuned:
-    return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
 
 
 @pytest.mark.parametrize("twice", [False, True])

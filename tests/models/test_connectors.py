@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.adapter_files import import_adapter
 from tests.answer_loss import answer_loss
+from tests.shares import each_once
 from torch import nn
 
 from fedloom.models.assemble_model import replace_connector
@@ -22,7 +23,7 @@ from fedloom.tuning.export_adapter import export_adapter
 from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation
 
-from .tiny import Drawn, save
+from .tiny import Drawn
 
 ONE = Conversation("Which?", "yes", Drawn("a"))
 
@@ -75,13 +76,10 @@ def test_the_order_of_features_matters_to_a_resampler() -> None:
     assert not torch.allclose(connector(x), connector(x.flip(1)))
 
 
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    return lambda name: save(name, tmp_path_factory.mktemp(name) / "model")
-
-
-@pytest.mark.parametrize("connector", CONNECTORS)
-@pytest.mark.parametrize("family", sorted(name for name, row in FAMILIES.items() if row.swap))
+@pytest.mark.parametrize(
+    ("family", "connector"),
+    each_once(sorted(name for name, row in FAMILIES.items() if row.swap), tuple(CONNECTORS)),
+)
 def test_a_fresh_connector_trains_and_travels(
     saved: Callable[[str], Path], tmp_path: Path, family: str, connector: str
 ) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from tests.adapter_files import import_adapter
 from tests.answer_loss import answer_loss
+from tests.shares import fast_if, share
 
 from fedloom.models import batches as batches
 from fedloom.models.batches import answer_losses, collate, encode, generate, option_scores
@@ -35,6 +37,7 @@ from fedloom.types import Conversation, Turn
 from .tiny import TINY, Drawn
 
 FUSED = ("query_key_value", "dense", "qkv_proj")  # Persimmon, the decoder of Fuyu; Phi; Phi-3
+EVERY = sorted(FAMILIES)
 SEEING = sorted(name for name, row in FAMILIES.items() if row.images)
 BLIND = sorted(name for name, row in FAMILIES.items() if not row.images)
 OPTIONS = ("yes", "no way")
@@ -67,31 +70,29 @@ CONVERSATIONS = {
 WORDS = {name: one for name, one in CONVERSATIONS.items() if not one.pictures}
 
 
+KINDS = [(name, kind) for name in EVERY for kind in (CONVERSATIONS if name in SEEING else WORDS)]
+
+
 def conversations(vlm: Vlm) -> dict[str, Conversation]:
     """Return the conversations that a model can have."""
     return CONVERSATIONS if vlm.family.images else WORDS
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture
 def folder(request: pytest.FixtureRequest, saved: Callable[[str], Path]) -> Path:
     return saved(request.param)
 
 
 @pytest.fixture
-def vlm(folder: Path) -> Vlm:
-    return load_vlm(str(folder))
-
-
-@pytest.fixture(params=SEEING)
-def seeing(request: pytest.FixtureRequest, saved: Callable[[str], Path]) -> Vlm:
-    """Models that see images."""
+def vlm(request: pytest.FixtureRequest, saved: Callable[[str], Path]) -> Vlm:
     return load_vlm(str(saved(request.param)))
 
 
-@pytest.fixture(params=BLIND)
-def blind(request: pytest.FixtureRequest, saved: Callable[[str], Path]) -> Vlm:
-    """Language models without images."""
-    return load_vlm(str(saved(request.param)))
+def each_family(
+    of: str, every: int = 1, first: int = 0, names: Sequence[str] = EVERY
+) -> pytest.MarkDecorator:
+    """Give a test the families one after the other as a fixture, of which the fast suite has each `every`-th."""
+    return pytest.mark.parametrize(of, share(names, every, first), indirect=True)
 
 
 def stock_inputs(vlm: Vlm, conversation: Conversation, answer: tuple[int, ...]) -> dict[str, Any]:
@@ -137,6 +138,7 @@ def test_every_family_has_a_row_and_a_tiny_variant() -> None:
     assert len(FAMILIES) >= 15
 
 
+@each_family("vlm", 4, 1)
 def test_parts_are_disjoint_and_cover_every_parameter(vlm: Vlm) -> None:
     names = [name for name, _ in vlm.model.named_parameters()]
     split = vlm.family.parts.split(names)
@@ -145,6 +147,7 @@ def test_parts_are_disjoint_and_cover_every_parameter(vlm: Vlm) -> None:
         assert bool(split[part]) is bool(getattr(vlm.family.parts, part))
 
 
+@each_family("vlm")
 def test_the_loss_is_the_stock_models(vlm: Vlm) -> None:
     """All kinds of conversations in one padded batch, against the stock model one by one."""
     batch = list(conversations(vlm).values())
@@ -169,6 +172,7 @@ def special_ids(vlm: Vlm, ids: tuple[int, ...]) -> list[int]:
     return [one for one in ids if one in vlm.tokenizer.all_special_ids]
 
 
+@each_family("vlm", 4, 2)
 def test_a_users_text_stays_text(vlm: Vlm) -> None:
     """Whatever stands in a question, an answer or an earlier turn, the special tokens are those of the template."""
     known = (
@@ -192,6 +196,7 @@ def test_a_users_text_stays_text(vlm: Vlm) -> None:
     assert "".join(kept.split()).startswith(squeezed)
 
 
+@each_family("vlm", 4, 3)
 def test_the_prompt_has_earlier_turns_in_order(vlm: Vlm) -> None:
     talk = CONVERSATIONS["several turns" if vlm.family.images else "several turns without images"]
     prompt = vlm.tokenizer.decode(encode(vlm, talk, ["yes"]).prompt)
@@ -201,35 +206,35 @@ def test_the_prompt_has_earlier_turns_in_order(vlm: Vlm) -> None:
     assert -1 not in places and places == sorted(places)
 
 
-def test_stored_features_of_images_of_several_sizes_are_the_computed_ones(
-    seeing: Vlm, tmp_path: Path
-) -> None:
+@each_family("vlm", 4, 0, SEEING)
+def test_stored_features_of_images_of_several_sizes_are_the_computed_ones(vlm: Vlm, tmp_path: Path) -> None:
     images = [Drawn("a"), Drawn("b", 16, 40), Drawn("c", 40, 16)]
-    computed = seeing.image_features(images)
-    assert not with_feature_store(seeing, tmp_path, 2**24).memo.missing(images)  # held in memory
-    with_feature_store(replace(seeing, memo=Memo()), tmp_path, 2**24).image_features(images)
-    read = with_feature_store(replace(seeing, memo=Memo()), tmp_path, 2**24)
+    computed = vlm.image_features(images)
+    assert not with_feature_store(vlm, tmp_path, 2**24).memo.missing(images)  # held in memory
+    with_feature_store(replace(vlm, memo=Memo()), tmp_path, 2**24).image_features(images)
+    read = with_feature_store(replace(vlm, memo=Memo()), tmp_path, 2**24)
     assert not read.memo.missing(images)
     assert all(torch.equal(a, b) for a, b in zip(read.image_features(images), computed, strict=True))
 
 
-def test_image_tokens_that_disagree_with_the_encoder_are_an_error(seeing: Vlm) -> None:
-    if seeing.model.config.model_type == "mllama":
+@each_family("vlm", 4, 1, SEEING)
+def test_image_tokens_that_disagree_with_the_encoder_are_an_error(vlm: Vlm) -> None:
+    if vlm.model.config.model_type == "mllama":
         return  # its images are no tokens
-    spell = seeing.family.spell
-    longer = replace(
-        seeing.family, spell=lambda *given: spell(*given) + image_token(seeing.model, seeing.tokenizer)
-    )
+    spell = vlm.family.spell
+    longer = replace(vlm.family, spell=lambda *given: spell(*given) + image_token(vlm.model, vlm.tokenizer))
     with pytest.raises(UserError, match="image tokens, but encoder and connector give"):
-        answer_loss(replace(seeing, family=longer), [CONVERSATIONS["image and text"]])
+        answer_loss(replace(vlm, family=longer), [CONVERSATIONS["image and text"]])
 
 
-def test_a_chat_template_that_leaves_out_the_image_is_an_error(seeing: Vlm) -> None:
-    seeing.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
+@each_family("vlm", 4, 2, SEEING)
+def test_a_chat_template_that_leaves_out_the_image_is_an_error(vlm: Vlm) -> None:
+    vlm.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
     with pytest.raises(UserError, match=r"chat template.*0 times for 1 images"):
-        answer_loss(seeing, [CONVERSATIONS["image and text"]])
+        answer_loss(vlm, [CONVERSATIONS["image and text"]])
 
 
+@each_family("folder", 9, 2)
 def test_a_chat_template_in_a_file_of_its_own_is_found(folder: Path, tmp_path: Path) -> None:
     """Older checkpoints keep it beside the processor, where the tokenizer does not look."""
     for file in folder.iterdir():
@@ -241,11 +246,13 @@ def test_a_chat_template_in_a_file_of_its_own_is_found(folder: Path, tmp_path: P
     assert load_vlm(str(tmp_path)).tokenizer.chat_template == text
 
 
-def test_images_change_the_loss(seeing: Vlm) -> None:
+@each_family("vlm", 4, 3, SEEING)
+def test_images_change_the_loss(vlm: Vlm) -> None:
     one, other = (Conversation("Which?", "yes", Drawn(key)) for key in "ab")
-    assert answer_loss(seeing, [one]) != answer_loss(seeing, [other])
+    assert answer_loss(vlm, [one]) != answer_loss(vlm, [other])
 
 
+@each_family("vlm", 4, 0)
 def test_packed_options_score_as_the_stock_model_scores_each(vlm: Vlm) -> None:
     batch = list(conversations(vlm).values())
     scores = option_scores(vlm, batch)
@@ -255,6 +262,7 @@ def test_packed_options_score_as_the_stock_model_scores_each(vlm: Vlm) -> None:
 
 
 @torch.no_grad()
+@each_family("vlm", 4, 1)
 def test_generation_gives_the_most_likely_tokens_of_the_stock_model(vlm: Vlm) -> None:
     batch = list(conversations(vlm).values())
     for conversation, reply in zip(batch, generate(vlm, batch, max_tokens=4), strict=True):
@@ -269,7 +277,7 @@ def test_generation_gives_the_most_likely_tokens_of_the_stock_model(vlm: Vlm) ->
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(name, kind) for name in sorted(FAMILIES) for kind in (CONVERSATIONS if name in SEEING else WORDS)],
+    fast_if(KINDS, lambda place, _: place % len(CONVERSATIONS) == 0),
 )
 def test_every_kind_of_batch_trains_and_leaves_frozen_parts_alone(
     saved: Callable[[str], Path], name: str, kind: str
@@ -294,7 +302,7 @@ def test_every_kind_of_batch_trains_and_leaves_frozen_parts_alone(
     assert not torch.equal(tuned.read().flat, before.flat)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("vlm", "dropout"), share(product(EVERY, (0.0, 0.3)), 7, 0), indirect=["vlm"])
 def test_clients_side_by_side_have_the_losses_they_have_alone(vlm: Vlm, dropout: float) -> None:
     """Three clients, with other parameters, other numbers of conversations, other images and other masks."""
     tuned, every = tune(vlm, dropout), list(conversations(vlm).values())
@@ -319,7 +327,7 @@ def test_clients_side_by_side_have_the_losses_they_have_alone(vlm: Vlm, dropout:
         assert float((grad - tuned.grads[0]).norm()) <= 1e-4 * float(grad.norm())
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("vlm", "dropout"), share(product(EVERY, (0.0, 0.3)), 7, 3), indirect=["vlm"])
 def test_the_last_layer_at_answers_only_has_the_gradients_of_the_whole_layer(
     vlm: Vlm, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +369,7 @@ def test_dropout_is_refused_where_a_layer_sees_only_image_tokens(
             answer_losses(vlm, batch)
 
 
+@each_family("folder", 4, 2)
 def test_adapters_come_back_and_load_with_stock_peft(folder: Path, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -397,14 +406,17 @@ def test_a_language_model_gets_its_own_template_or_the_plain_one(
     assert vlm.tokenizer.decode(encoded.answers[0]) == "yes<end>"
 
 
-def test_an_image_for_a_language_model_is_an_error(blind: Vlm) -> None:
+@each_family("vlm", 4, 0, BLIND)
+def test_an_image_for_a_language_model_is_an_error(vlm: Vlm) -> None:
     with pytest.raises(UserError, match=r"an image cannot be used.* sees text only"):
-        answer_loss(blind, [CONVERSATIONS["image and text"]])
+        answer_loss(vlm, [CONVERSATIONS["image and text"]])
     with pytest.raises(UserError, match=r"an image cannot be used.* sees text only"):
-        option_scores(blind, [CONVERSATIONS["image only"]])
+        option_scores(vlm, [CONVERSATIONS["image only"]])
 
 
-@pytest.mark.parametrize("name", sorted(name for name, row in FAMILIES.items() if not row.parts.connector))
+@pytest.mark.parametrize(
+    "name", share(sorted(name for name in EVERY if not FAMILIES[name].parts.connector), 5)
+)
 def test_replacing_the_connector_of_a_family_without_one_is_an_error(
     saved: Callable[[str], Path], name: str
 ) -> None:

@@ -19,14 +19,14 @@ SMALLEST = 500_000_000
 
 LOAD = """
 import json, sys
-from types import SimpleNamespace
 import torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from fedloom.config.schema import Model
 from fedloom.models.assemble_model import load_base
 from fedloom.models.load_model import load_vlm, move_model
 from fedloom.system.memory import forget_peak, peak_bytes, resident_bytes
 large, small, precision = sys.argv[1:]
-settings = lambda path: SimpleNamespace(path=path, encoder=None, llm=None, network=False, precision=precision)
+settings = lambda path: Model(path=path, precision=precision)
 move_model(load_base(settings(small)), "cpu", precision)  # imports everything
 forget_peak()
 before = resident_bytes()

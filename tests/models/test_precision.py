@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.shares import share
 
 from fedloom.models.batches import answer_losses, collate, generate, option_scores
 from fedloom.models.family_table import FAMILIES
@@ -35,7 +36,7 @@ def gradient(vlm: Vlm) -> torch.Tensor:
     return tuned.grads[0].clone()
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", share(sorted(FAMILIES), 5))
 def test_a_fresh_model_in_bfloat16_keeps_its_features_and_the_direction_of_gradients(
     name: str, saved: Callable[[str], Path]
 ) -> None:
@@ -51,7 +52,7 @@ def test_a_fresh_model_in_bfloat16_keeps_its_features_and_the_direction_of_gradi
     assert len(generate(coarse, talks(coarse), max_tokens=2)) == len(talks(coarse))
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", share(sorted(FAMILIES), 5, 1))
 def test_weights_of_16_bits_are_loaded_as_they_are_and_only_encoder_and_connector_widened(
     name: str, saved: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -81,7 +82,7 @@ def test_weights_of_16_bits_are_loaded_as_they_are_and_only_encoder_and_connecto
                 assert value.dtype == theirs[key].dtype and torch.equal(value, theirs[key]), key
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", share(sorted(FAMILIES), 5, 2))
 def test_buffers_that_a_model_computes_stay_as_they_are(name: str, saved: Callable[[str], Path]) -> None:
     """Such as the frequencies of rotary positions, whose multiples bfloat16 would round to whole turns."""
     exact, coarse = (load_vlm(str(saved(name))) for _ in range(2))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import transformers
 from PIL import Image
+from tests.shares import each_once
 
 from fedloom.models.batches import encode
 from fedloom.models.family_table import FAMILIES
@@ -19,6 +20,7 @@ from fedloom.types import Conversation
 from .tiny import Drawn, save
 
 PLAIN = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1, "patch_size": 8}
+SHAPES = {"square": Drawn("a"), "wide": Drawn("b", 16, 40)}
 
 
 class AnyVideoProcessor:
@@ -93,12 +95,11 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any
     return make
 
 
-@pytest.mark.parametrize("image", [Drawn("a"), Drawn("b", 16, 40)], ids=["square", "wide"])
-@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize(("name", "shape"), each_once(PROCESSORS, tuple(SHAPES)))
 def test_the_prompt_is_the_stock_processors(
-    made: Callable[..., Any], tmp_path: Path, name: str, image: Drawn
+    made: Callable[..., Any], saved: Callable[[str], Path], name: str, shape: str
 ) -> None:
-    vlm = load_vlm(str(save(name, tmp_path)))
+    vlm, image = load_vlm(str(saved(name))), SHAPES[shape]
     ours = list(encode(vlm, Conversation("Which is it?", "", image), []).prompt)
     processor = made(name, vlm.tokenizer, vlm.processor.image_processor)
     turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which is it?"}]}]

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.answer_loss import answer_loss
+from tests.shares import share
 
 from fedloom.models.batches import encode, generate, option_scores
 from fedloom.models.decoder_inputs import attention_windows, has_sliding_window, max_positions
@@ -103,7 +104,7 @@ CONVERSATIONS = [
 ]
 
 
-@pytest.fixture(params=DECODERS)
+@pytest.fixture
 def vlm(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Vlm:
     family, build, decoder, _ = DECODERS[request.param]
 
@@ -141,6 +142,7 @@ def stock_losses(vlm: Vlm, conversation: Conversation, answer: str) -> torch.Ten
     )
 
 
+@pytest.mark.parametrize("vlm", share(DECODERS, 3), indirect=True)
 def test_the_window_matters_to_the_stock_model(vlm: Vlm) -> None:
     """Otherwise the tests below could not fail."""
     _, window = attention_windows(vlm)
@@ -151,16 +153,19 @@ def test_the_window_matters_to_the_stock_model(vlm: Vlm) -> None:
     assert float(abs(stock_losses(vlm, CONVERSATIONS[0], OPTIONS[1]).sum() - before)) > 0.01
 
 
+@pytest.mark.parametrize("vlm", DECODERS, indirect=True)
 def test_options_score_as_one_plain_pass_for_each(vlm: Vlm) -> None:
     stock = [[-stock_losses(vlm, one, option).sum() for option in OPTIONS] for one in CONVERSATIONS]
     torch.testing.assert_close(option_scores(vlm, CONVERSATIONS), torch.tensor(stock), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("vlm", share(DECODERS, 3, 1), indirect=True)
 def test_the_training_loss_is_the_stock_models(vlm: Vlm) -> None:
     stock = torch.stack([stock_losses(vlm, one, one.answer).mean() for one in CONVERSATIONS])
     torch.testing.assert_close(answer_loss(vlm, CONVERSATIONS), stock.mean(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("vlm", share(DECODERS, 3, 2), indirect=True)
 def test_generation_gives_the_most_likely_tokens_of_the_stock_model(vlm: Vlm) -> None:
     for conversation, reply in zip(CONVERSATIONS, generate(vlm, CONVERSATIONS, max_tokens=7), strict=True):
         said: list[int] = []

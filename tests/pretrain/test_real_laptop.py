@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from safetensors import safe_open
 from tests.models.tiny import save, tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fedloom.config.schema import Model
 from fedloom.data.emoji import pool
 from fedloom.models.assemble_model import load_model
 from fedloom.models.batches import encode
@@ -38,8 +38,7 @@ def vlm(tmp_path: Path) -> Vlm:
         )
     words.save_pretrained(tmp_path / "llm")
     encoder = str(save("fast_vlm", tmp_path / "encoder"))
-    parts = {"path": "", "encoder": encoder, "llm": str(tmp_path / "llm"), "connector": "mlp2", "queries": 16}
-    return load_model(SimpleNamespace(**parts, network=False, connector_weights=None), 0)
+    return load_model(Model(encoder=encoder, llm=str(tmp_path / "llm"), connector="mlp2", queries=16), 0)
 
 
 def test_the_loss_with_cached_keys_is_that_of_the_stock_model(vlm: Vlm) -> None:

@@ -79,8 +79,8 @@ def test_tasks_keep_their_own_scores_apart() -> None:
     sweep = swept(AXES, ("fedavg",), gains, lambda values: [TASKS[values["data.task"]]])
     results = comparisons(sweep)
     assert [(one.measure, one.result.verdict) for one in results] == [
-        (("grounding", "iou"), "worse"),
-        (("caption", "cider"), "better"),
+        (("grounding", "iou", False), "worse"),
+        (("caption", "cider", False), "better"),
     ]
     assert [one.result.estimate for one in results] == [
         Estimate(pytest.approx(-0.1), pytest.approx(0, abs=1e-9), 3),
@@ -94,7 +94,7 @@ def test_every_task_of_a_cell_is_compared_by_itself() -> None:
     axes = {"tasks": ["one each", "mixed"], "seed": [0, 1]}
     sweep = swept(axes, ("fedavg",), lambda values, method: 0.5, lambda values: ["choice", "caption"])
     results = comparisons(sweep)
-    assert [one.measure for one in results] == [("choice", "accuracy"), ("caption", "cider")]
+    assert [one.measure for one in results] == [("choice", "accuracy", False), ("caption", "cider", False)]
     assert [one.result.same for one in results] == [2, 2]
 
 
@@ -205,7 +205,7 @@ def test_the_json_of_a_comparison_has_everything_that_tables_show() -> None:
     assert json.loads(json.dumps(rows)) == rows
     assert rows[0] | {"mean": round(rows[0]["mean"], 9), "half": round(rows[0]["half"], 9)} == {
         "factor": "strategy.name", "value": "lora", "reference": "connector", "task": "choice",
-        "metric": "accuracy", "by": None, "mean": 0.05, "half": 0.0, "seeds": 3, "better": 3, "same": 0,
+        "metric": "accuracy", "on": "global test", "by": None, "mean": 0.05, "half": 0.0, "seeds": 3, "better": 3, "same": 0,
         "worse": 3, "clients": None, "p": 0.0, "verdict": "better", "missing": [],
     }  # fmt: skip
     assert rows[1]["by"] == {"factor": "data.task", "value": "looks"}
@@ -261,7 +261,7 @@ def test_a_chart_has_a_dot_for_each_value_filled_if_significant() -> None:
         drawn = str(paired_chart(group, width))
         assert len(re.findall('<circle[^>]* class="dot"', drawn)) == 1
         assert len(re.findall('<circle[^>]* class="hollow"', drawn)) == 1
-        assert "b +20.0† by Choice: Accuracy, better" in drawn
+        assert "b +20.0† by Choice: Accuracy, global test, better" in drawn
 
 
 def test_fewer_than_two_differences_are_not_drawn() -> None:

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedloom.report import charts
@@ -20,7 +20,6 @@ from fedloom.report.run_results import read_run
 from fedloom.report.svg_elements import clip, legend, scale, spread, tag, text, text_width, thin, ticks
 from fedloom.report.tables import is_federated, label, percent
 
-LAW = settings(max_examples=60, deadline=None)
 POSITIONS = st.lists(st.floats(-100, 400), min_size=1, max_size=12)
 
 
@@ -103,7 +102,6 @@ def test_training_charts_need_two_rounds(run_folder):
         assert training_panels(key, one, 760) == "" != training_panels(key, two, 760)
 
 
-@LAW
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(3, 8))
 def test_ticks_in_percent_are_distinct_and_at_most_100(one, other, most):
     marks = percent_ticks(min(one, other), max(one, other), most)
@@ -122,7 +120,6 @@ POINTS = st.dictionaries(
 )
 
 
-@LAW
 @given(POINTS)
 def test_a_method_is_on_the_front_unless_another_is_at_least_as_good_in_both_and_better_in_one(points):
     front = pareto_front(points)
@@ -155,7 +152,6 @@ def test_methods_keep_colors_apart(run_folder):
     assert len({charts.color_style(method, methods) for method in methods}) == len(methods)
 
 
-@LAW
 @given(POSITIONS, st.floats(0, 40), st.floats(0, 50), st.floats(0, 300))
 def test_spread_keeps_the_gap_the_order_and_the_range(positions, gap, low, room):
     moved = spread(positions, gap, low, low + room)
@@ -165,7 +161,6 @@ def test_spread_keeps_the_gap_the_order_and_the_range(positions, gap, low, room)
     assert all(low - 1e-6 <= place <= low + room + 1e-6 for place in moved)
 
 
-@LAW
 @given(POSITIONS, st.floats(0, 40))
 def test_spread_moves_nothing_that_is_far_enough_apart(positions, gap):
     apart = [index * (gap + 1) for index in range(len(positions))]
@@ -177,7 +172,6 @@ def test_spread_by_hand():
     assert spread([50, 50, 90], 10, 0, 100) == pytest.approx([45, 55, 90])
 
 
-@LAW
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6), st.integers(3, 10))
 def test_ticks_are_even_and_enclose_the_range(low, span, most):
     marks = ticks(low, low + span, most)
@@ -188,7 +182,6 @@ def test_ticks_are_even_and_enclose_the_range(low, span, most):
     assert len(marks) <= most + 2
 
 
-@LAW
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=400), st.integers(2, 60))
 def test_thinning_keeps_the_ends_and_the_order(points, most):
     kept = thin(points, most)
@@ -198,7 +191,6 @@ def test_thinning_keeps_the_ends_and_the_order(points, most):
     assert all(any(point == other for other in places) for point in kept)
 
 
-@LAW
 @given(st.text(max_size=40), st.floats(20, 200))
 def test_clipped_text_fits(text, width):
     shown = clip(text, width)
@@ -206,7 +198,6 @@ def test_clipped_text_fits(text, width):
     assert shown == text or shown.endswith("…")
 
 
-@LAW
 @given(st.floats(0, 1), st.integers(1, 10**6))
 def test_intervals_hold_the_share_and_lie_between_none_and_all(share, count):
     low, high = interval(share, count)
@@ -230,7 +221,6 @@ def test_an_empty_range_maps_to_the_middle():
     assert scale(3, 3, 0, 10)(3) == 5
 
 
-@LAW
 @given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=10), st.floats(300, 800))
 @example(["short", "a very long answer " * 20], 400.0)
 def test_legend_rows_fit(names, width):

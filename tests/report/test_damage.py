@@ -23,7 +23,7 @@ from fedloom.types import Example
 ODD = st.sampled_from(
     [None, True, 0, -1, 1e308, 2**70, "x", "", [], {}, [1], {"a": 1}, -0.0, [None], [{}], [[]], {"a": None}]
 )
-LAW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LAW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -8,13 +8,12 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.report.run_results import FILES, number, read_run
 from fedloom.system.errors import UserError
 
-LAW = settings(max_examples=60, deadline=None)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -115,7 +114,6 @@ def test_of_a_repeated_round_only_the_last_line_counts(run_folder):
     assert 123.0 in [line["loss"] for line in after.rounds]
 
 
-@LAW
 @given(JSON, st.lists(st.text() | st.integers(-3, 3), max_size=3))
 def test_number_gives_finite_floats_or_none_whatever_the_value(value, keys):
     result = number(value, *keys)

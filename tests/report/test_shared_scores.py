@@ -8,14 +8,24 @@ from pathlib import Path
 import pytest
 
 from fedloom.report.client_verdicts import verdict_on
+from fedloom.report.confidence_intervals import difference_interval
 from fedloom.report.federation_gain import baseline_of, compare_methods
 from fedloom.report.findings import client_sentence, run_findings, short_findings
 from fedloom.report.score_tables import score_table
 from fedloom.report.shared_scores import OWN_DATA, OWN_MODELS, SHARED_MODEL, for_everybody, shared_model
+from fedloom.report.significance import estimate
+from fedloom.report.sweeps.axis_comparisons import comparison_json, comparisons
+from fedloom.report.sweeps.comparison_tables import (
+    OWN_HEADS,
+    SHARED_HEADS,
+    group_by_factor,
+    overall_table,
+    terminal_lines,
+)
 from fedloom.report.sweeps.sweep_page import render_sweep
-from fedloom.report.sweeps.sweep_results import headline, read_sweep
-from fedloom.report.sweeps.sweep_tables import finding_pairs, gain_table, global_tables
-from fedloom.report.sweeps.sweep_verdicts import verdict_table
+from fedloom.report.sweeps.sweep_results import SweepRun, headline, read_sweep
+from fedloom.report.sweeps.sweep_tables import finding_pairs, gain_table, global_tables, part_table
+from fedloom.report.sweeps.sweep_verdicts import sweep_verdict, verdict_table
 from fedloom.report.sweeps.terminal_tables import terminal_tables
 from fedloom.report.terminal_summary import terminal_table
 
@@ -121,12 +131,14 @@ def test_agreement_with_another_baseline_does_not_narrow_an_interval():
     assert without.interval == with_local.interval != with_tuned.interval
 
 
-def sweep_of(folder: Path, result: dict) -> Path:
+def sweep_of(folder: Path, *results: dict) -> Path:
+    """A sweep over two seeds, with the same result or one for each."""
     cells = []
     for seed in (0, 1):
         place = folder / f"cells/{seed}"
         place.mkdir(parents=True)
-        (place / "result.json").write_text(json.dumps({**result, "bytes": {}, "seconds": {}}))
+        result = {**results[seed % len(results)], "bytes": {}, "seconds": {}}
+        (place / "result.json").write_text(json.dumps(result))
         cells.append(
             {"name": f"seed {seed}", "values": {"seed": seed}, "digest": "00", "folder": f"cells/{seed}"}
             | {"state": "done"}
@@ -168,3 +180,141 @@ def test_without_own_models_beside_a_shared_one_nothing_is_split(tmp_path):
     assert score_table(plain).columns[:3] == ("Method", "Accuracy", "Own data")
     ((name, table),) = global_tables(read_sweep(sweep_of(tmp_path, plain)))
     assert name == "" and table.columns[1:-1] == ("zero-shot", "local")
+
+
+PERSONAL = {
+    "main": "fedavg",
+    "scores": {
+        "local": scores(0.3, [0.7, 0.9], own=True),
+        "fedavg": scores(0.6, [0.6, 0.6]),
+        "fedavg+finetune": scores(0.4, [0.8, 0.5], shared=0.65, own=True),
+        "fedavg+plora": scores(0.35, [0.7, 0.7], own=True),
+    },
+}
+"""The fine-tuned models are 20 points behind FedAvg on everybody's questions, but their shared model is 5 points ahead of FedAvg's."""
+
+
+def compared(sweep: SweepRun, value: str) -> dict[str, dict]:
+    """Where methods are compared → the comparison of a method with FedAvg."""
+    (factor,) = {one.factor.name for one in comparisons(sweep) if one.factor.kind == "method"}
+    found = map(comparison_json, comparisons(sweep))
+    return {one["on"]: one for one in found if (one["factor"], one["value"]) == (factor, value)}
+
+
+def test_paired_comparisons_never_pair_own_models_with_a_shared_one(tmp_path):
+    sweep = read_sweep(sweep_of(tmp_path, PERSONAL))
+    tuned = compared(sweep, "fedavg+finetune")
+    assert {where: one["mean"] for where, one in tuned.items()} == pytest.approx(
+        {"global test": 0.65 - 0.6, "own data": 0.65 - 0.6}
+    )
+    assert tuned["global test"]["clients"] is None
+    assert tuned["own data"]["clients"] == {"better": 2, "same": 0, "worse": 2, "unknown": 0}  # in two cells
+    for method, gain in {"local": 0.2, "fedavg+plora": 0.1}.items():  # neither has a shared model
+        own = compared(sweep, method)
+        assert list(own) == ["own data"] and own["own data"]["mean"] == pytest.approx(gain)
+
+
+def test_a_row_has_both_sides_or_says_that_one_is_missing(tmp_path):
+    sweep = read_sweep(sweep_of(tmp_path, PERSONAL))
+    (methods,) = [group for group in group_by_factor(sweep) if group[0].factor.kind == "method"]
+    table = overall_table(methods)
+    assert table.columns[1:] == (*SHARED_HEADS, *OWN_HEADS, "Clients", "Seeds")
+    rows = {row[0].split(":")[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert [rows[name]["Global test"] for name in ("local", "FedAvg + fine-tuning", "FedAvg + pLoRA")] == [
+        "—",
+        "+5.0†*",
+        "—",
+    ]
+    assert all(row["Own data"] != "—" for row in rows.values())
+    assert rows["local"]["Clients"] == "4 / 0 / 0" and rows["FedAvg + fine-tuning"]["Clients"] == "2 / 0 / 2"
+    lines = " ".join(terminal_lines(group_by_factor(sweep)).split())
+    assert "Accuracy, own data local +20.0†* (4 of 4 clients better off, 0 worse)" in lines
+    assert "Accuracy, global test FedAvg + fine-tuning +5.0†*" in lines and "−20" not in lines
+
+
+def test_a_part_that_leaves_no_shared_model_has_no_difference_on_the_global_test_set(tmp_path):
+    sweep = read_sweep(sweep_of(tmp_path, PERSONAL))
+    table = part_table(sweep)
+    assert table is not None
+    assert table.rows[0][1:] == ("+5.0†*", "+5.0†", "2 / 0 / 2", "—", "+10.0†", "4 / 0 / 0")
+    found = dict(finding_pairs(sweep))
+    (sentence,) = [one for one in found if "not compared" in one]
+    assert "FedAvg + pLoRA and FedAvg" in sentence and "4 of 4 clients" in found[sentence]
+
+
+def test_along_an_axis_own_models_are_compared_on_their_own_data(tmp_path):
+    """Values of an axis whose own models and shared model disagree about which is better."""
+    folder = sweep_of(tmp_path, PERSONAL)
+    head = json.loads((folder / "sweep.json").read_text())
+    other = {
+        "main": "fedavg+finetune",
+        "scores": {"fedavg+finetune": scores(0.9, [0.1, 0.1], shared=0.7, own=True)},
+    }
+    for seed in (0, 1):
+        place = folder / f"cells/other-{seed}"
+        place.mkdir()
+        (place / "result.json").write_text(json.dumps({**other, "bytes": {}, "seconds": {}}))
+        head["cells"][seed]["values"] = {"how": "a", "seed": seed}
+        head["cells"].append(
+            {"name": f"other {seed}", "values": {"how": "b", "seed": seed}, "digest": "00"}
+            | {"folder": f"cells/other-{seed}", "state": "done"}
+        )
+    head["axes"] = {"how": ["a", "b"], "seed": [0, 1]}
+    (folder / "sweep.json").write_text(json.dumps(head))
+    rows = [comparison_json(one) for one in comparisons(read_sweep(folder)) if one.factor.name == "how"]
+    whole = {one["on"]: one for one in rows if one["by"] is None}
+    assert whole["global test"]["mean"] == pytest.approx(0.05) and whole["own data"]["mean"] == pytest.approx(
+        -0.55
+    )
+    assert whole["global test"]["verdict"] == "better" and whole["own data"]["verdict"] == "worse"
+    assert whole["own data"]["clients"] is None
+
+
+def test_equal_scores_are_called_the_same(tmp_path):
+    folder = sweep_of(tmp_path, PERSONAL)
+    head = json.loads((folder / "sweep.json").read_text())
+    for cell, how in zip(head["cells"], ("a", "b"), strict=True):
+        cell["values"] = {"how": how}
+        file = folder / cell["folder"] / "result.json"
+        result = json.loads(file.read_text())
+        result["scores"]["fedavg+finetune"]["shared"] = result["scores"]["fedavg"]
+        file.write_text(json.dumps(result))
+    head["axes"] = {"how": ["a", "b"]}
+    (folder / "sweep.json").write_text(json.dumps(head))
+    found = [
+        shared
+        for shared, _ in finding_pairs(read_sweep(folder))
+        if "fine-tuning" in shared and "same" in shared
+    ]
+    assert found == [
+        "On the global test set the shared model of FedAvg + fine-tuning scores the same as FedAvg in all 2 settings, on average "
+        "over seeds."
+    ]
+
+
+def test_the_interval_of_both_levels_is_wider_than_that_of_either(tmp_path):
+    """Seeds and questions are independent sources of error, so that the squares of their intervals add up."""
+    gained = [
+        {
+            "main": "fedavg",
+            "scores": {"local": scores(0.4, [0.5, 0.5], own=True), "fedavg": scores(0.6, [0.5 + gain] * 2)},
+            "independent_questions": {
+                "test": {"choice": 50},
+                "own": {"choice": 50},
+                "clients": [{"choice": 50}] * 2,
+            },
+        }
+        for gain in (0.1, 0.14)
+    ]
+    sweep = read_sweep(sweep_of(tmp_path, *gained))
+    verdict = sweep_verdict(sweep.cells, "fedavg", "local")
+    seeds = estimate([0.1, 0.14])
+    ends = [difference_interval(0.5 + gain, 0.5, 50) for gain in (0.1, 0.14)]
+    questions = sum((high - low) / 2 for low, high in ends) / 2
+    assert seeds is not None and seeds.half is not None and verdict.both_levels is not None
+    assert verdict.gain == pytest.approx(seeds)
+    assert verdict.both_levels == pytest.approx((seeds.half**2 + questions**2) ** 0.5)
+    table = verdict_table(sweep)
+    assert table is not None
+    assert row_of(table, "FedAvg")["Both levels"] == f"±{100 * verdict.both_levels:.1f}"
+    assert sweep_verdict(sweep.cells[:1], "fedavg", "local").both_levels is None  # one seed has one level

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from math import sqrt
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.report.significance import (
@@ -170,7 +170,6 @@ def test_every_pair_is_counted_or_named(scores: Scores, gone: set[int]) -> None:
     assert (result.estimate.seeds if result.estimate else 0) == len(left)
 
 
-@settings(deadline=None)  # the first case imports SciPy
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=31))
 def test_intervals_are_those_of_scipys_paired_test(rows: list[tuple[float, float]]) -> None:
     stats = pytest.importorskip("scipy.stats")

@@ -7,7 +7,7 @@ import io
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.report.compare_runs import experiments_tables, group_by_experiment, mean_deviation, seeds_table
@@ -24,7 +24,6 @@ from fedloom.report.tables import (
 from fedloom.report.terminal_summary import terminal_table
 from fedloom.report.training_work import cost_table
 
-LAW = settings(max_examples=60, deadline=None)
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=30)
 
 
@@ -35,7 +34,6 @@ def tables(draw) -> Table:
     return Table(draw(row), tuple(draw(st.lists(row, max_size=5))), draw(CELLS), draw(st.integers(0, width)))
 
 
-@LAW
 @given(tables(), st.integers(24, 120))
 def test_text_keeps_to_its_width_and_holds_no_control_characters(table, width):
     lines = table.text(width).split("\n")
@@ -43,7 +41,6 @@ def test_text_keeps_to_its_width_and_holds_no_control_characters(table, width):
     assert all(character.isprintable() or character == "\u00a0" for line in lines for character in line)
 
 
-@LAW
 @given(tables())
 def test_latex_has_one_row_for_each_row(table):
     body = table.latex().split(r"\midrule")[1].split(r"\bottomrule")[0]
@@ -84,7 +81,6 @@ def test_every_method_has_a_row_in_the_order_of_the_result(run_folder):
         assert [row[0] for row in table.rows] == [label(method) for method in result["scores"]]
 
 
-@LAW
 @given(tables())
 def test_csv_has_every_cell_and_no_formula(table):
     rows = list(csv.reader(io.StringIO(table.csv())))
@@ -128,7 +124,6 @@ def test_the_terminal_table_fits_80_columns(run_folder):
     assert "\x1b" not in text
 
 
-@LAW
 @given(st.integers(0, 10**15))
 def test_sizes_keep_three_digits_or_more_of_what_they_shorten(count):
     shown, unit = size(count).split("\u00a0")
@@ -139,7 +134,6 @@ def test_sizes_keep_three_digits_or_more_of_what_they_shorten(count):
     assert float(shown.replace(",", "")) < 1000 or unit == "TB"
 
 
-@LAW
 @given(st.floats(0, 1))
 def test_percentages_are_the_nearest_tenth(value):
     assert float(percent(value)) == pytest.approx(100 * value, abs=0.0501)

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
@@ -18,7 +18,6 @@ from fedloom.tasks.published_scoring import FAILED, first_letter
 from fedloom.tasks.score_answers import Answers, score
 from fedloom.types import Example
 
-LAW = settings(max_examples=60, deadline=None)
 CHOICE = TASKS["choice"].published
 
 
@@ -39,7 +38,6 @@ def rows_of(options):
     )
 
 
-@LAW
 @given(rows_of(2))
 def test_the_published_auc_is_scikit_learns_on_hard_labels_with_failures_as_two(rows):
     truth, given_ = (np.array(column) for column in zip(*rows, strict=True))
@@ -50,7 +48,6 @@ def test_the_published_auc_is_scikit_learns_on_hard_labels_with_failures_as_two(
         assert balanced_accuracy_score(truth, given_) == wanted
 
 
-@LAW
 @given(rows_of(5))
 def test_the_published_f1_is_scikit_learns_with_failures_as_class_two(rows):
     truth, given_ = (np.array(column) for column in zip(*rows, strict=True))
@@ -86,7 +83,6 @@ LETTERS = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=400, deadline=None)
 @given(LETTERS)
 def test_a_letter_is_read_as_the_scripts_of_fedmllm_read_it(reply):
     for letters, looked_for in (HATEFUL, CRISIS):
@@ -119,7 +115,6 @@ def test_letters_of_hateful_memes_and_crisis_mmd_by_hand(reply, of_two, of_eight
         assert first_letter(reply, len(letters)) == letter_of(reply, letters, looked_for) == label
 
 
-@LAW
 @given(st.lists(st.tuples(st.integers(0, 1), LETTERS), min_size=1, max_size=30))
 def test_the_published_auc_is_that_of_the_script_of_hateful_memes(rows):
     examples = [asked(label, 2) for label, _ in rows]
@@ -133,7 +128,6 @@ def test_the_published_auc_is_that_of_the_script_of_hateful_memes(rows):
     assert scores["accuracy_published"] == pytest.approx(np.mean(np.equal(truth, wanted)))
 
 
-@LAW
 @given(st.lists(st.tuples(st.integers(0, 7), LETTERS), min_size=1, max_size=30))
 def test_the_published_f1_is_that_of_the_script_of_crisis_mmd(rows):
     examples = [asked(label, 8) for label, _ in rows]
@@ -188,7 +182,6 @@ HOSTILE = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(FRAMES, NAMES, HOSTILE)
 def test_sentences_are_compared_as_the_scripts_of_fedvlmbench_compare_them(frame, name, reply):
     one = Example("e", "Which?", f"{frame}{name}.", task="vqa")
@@ -276,7 +269,6 @@ class _Quiet(Bleu):
         return super().compute_score(gts, res, verbose=0)
 
 
-@LAW
 @given(st.lists(st.tuples(WORDS, st.booleans(), WORDS), min_size=1, max_size=8))
 def test_captions_are_scored_as_the_multi_task_scripts_score_them(rows):
     framed = [

@@ -103,10 +103,10 @@ def run(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run an experiment, or all experiments of a grid as `fedloom sweep` does, and print the results."""
+    """Run an experiment, or continue it if it was interrupted, and print the results; a grid is run as by `fedloom sweep`."""
     with report_errors(debug, "nothing was begun", as_json=as_json):
         from fedloom.experiment.recipes import is_grid, load_experiment
-        from fedloom.runs.run_folder import default_folder, discard, folder_state, moved_places
+        from fedloom.runs.run_folder import default_folder, discard, folder_state
 
         if is_grid(recipe, changes or ()):
             if track:
@@ -128,15 +128,8 @@ def run(
         if rerun:
             discard(folder)
         state = folder_state(folder, experiment)
-        if state == "unfinished":
-            words = [
-                str(folder),
-                *(word for one in moved_places(folder, experiment) for word in ("--set", one)),
-            ]
-            words += [word for one in experiment.plugins for word in ("--plugin", str(one))]
-            raise UserError(
-                f"{folder} holds this experiment, interrupted or still running; continue it with `fedloom resume {shlex.join(words)}`"
-            )
+        if state == "unfinished" and not quiet:
+            print_error(f"{folder} holds a part of this run, which is continued; --rerun begins anew")
         _run_and_show(folder, quiet, as_json, experiment, finished=state == "finished", track=track or ())
 
 

@@ -172,6 +172,10 @@ def _check_other(name: str, load: Loader, root: Path | None, max_rejected: float
     if isinstance(load, PluginLoader):
         home = f"The loader of {name} belongs to a plug-in; see its documentation."
     report = Report(name, root, "", home)
+    if root is not None and bundled and name != "emoji-styles":  # which finds OpenMoji there
+        return replace(
+            report, faults=("it is bundled with fedloom and read from no folder; leave out --root",)
+        )
     try:
         has_part = name == "folder" and root is not None and folder_has_validation(root)
         settings = Data(

@@ -220,7 +220,10 @@ def _tsv(path: Path, name: str) -> Iterator[Record | Rejected]:
 def _csv(path: Path, name: str) -> Iterator[Record | Rejected]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         columns: list[str] = []
-        head = file.readline(MAX_LINE)
+        try:
+            head = file.readline(MAX_LINE)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text ({error.reason})") from None
         file.seek(0)
         rows = csv.reader(file, delimiter="," if "," in head or ";" not in head else ";")
         try:

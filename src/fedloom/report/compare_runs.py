@@ -173,13 +173,18 @@ def seeds_table(group: Sequence[Run]) -> Table:
     )
     seeds = ", ".join(str(run.experiment.get("seed", MISSING)) for run in group)
     spread = "mean ± sample standard deviation over seeds" if len(group) > 1 else "one run, seed"
-    note = f"In percent; {spread} {seeds}. " + (
-        "Gap closed: share of the gap between mean local and centralized training that a federated method closes."
-        if GAP in columns
-        else "Mean rank: over tasks, 1 is best. Gain over local: mean over clients."
+    closes = GAP in columns and any(
+        columns[GAP][0](run, method) is not None for run in group for method in methods
     )
+    note = f"In percent; {spread} {seeds}. "
     note += (
-        " Own data: mean over clients of the score on data like each client's own; gains over the clients' own models are in points, "
+        "Gap closed: share of the gap between mean local and centralized training that a federated method closes. "
+        if closes
+        else ""
+    )
+    note += "" if GAP in columns else "Mean rank: over tasks, 1 is best. Gain over local: mean over clients. "
+    note += (
+        "Own data: mean over clients of the score on data like each client's own; gains over the clients' own models are in points, "
         "and the bottom fifth is the fifth of clients that gain least. Clients: how many are better off / equally well off / worse off than alone, each on data like its own, over all "
         "runs."
     )

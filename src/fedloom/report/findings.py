@@ -153,7 +153,7 @@ def short_findings(result: Json, names: Sequence[str] = ()) -> list[str]:
     if method is None or value is None:
         return []
     reached = f"{subject(result, method)} reaches {_score_name(result)}{_score_text(result, value)}{_own_clause(result, method)}"
-    sentence = f"On {tested_on(result)} {reached}{_local_clause(result)}."
+    sentence = f"On {tested_on(result)} {reached}{_reference_clause(result)}."
     return [sentence, client_sentence(result, method, names)]
 
 
@@ -162,9 +162,12 @@ def short_summary(result: Json, names: Sequence[str] = ()) -> str:
     return " ".join(short_findings(result, names))
 
 
-def _local_clause(result: Json) -> str:
-    local = _baseline_score(result, "local")
-    return "" if local is None else f", {_local_subject(result)} {_score_text(result, local)}"
+def _reference_clause(result: Json) -> str:
+    """Give the score of training alone, in a run without it that of the model before training; "" without either."""
+    local, before = _baseline_score(result, "local"), _baseline_score(result, "zero-shot")
+    if local is not None:
+        return f", {_local_subject(result)} {_score_text(result, local)}"
+    return "" if before is None else f", the model before training {_score_text(result, before)}"
 
 
 def _gap_sentence(result: Json, method: str, value: float, questions: float | None) -> str:
@@ -176,7 +179,7 @@ def _gap_sentence(result: Json, method: str, value: float, questions: float | No
     if ends is None:
         names = ("local", "centralized")
         lacking = [baseline for baseline in names if _baseline_score(result, baseline) is None]
-        return f"{reached}{_local_clause(result)}. The share of {between} that it closes cannot be computed, because the run has no score for {' and '.join(lacking)} training."
+        return f"{reached}{_reference_clause(result)}. The share of {between} that it closes cannot be computed, because the run has no score for {' and '.join(lacking)} training."
     local, central = ends
     comparison = f"{_local_subject(result)} {_score_text(result, local)} and training on pooled data reaches {_score_text(result, central)}"
     if central <= local:

@@ -25,14 +25,14 @@ def seeds_findings(results: Sequence[Json], method: str | None) -> list[str]:
         return ["No federated method was scored, so there is no gain from federation to report."]
     alone = local_method(scored[0]["scores"])
     other = "" if alone is None else _alone_clause(scored, alone)
-    sentence = f"Over {reached.seeds} seeds {subject(scored[0], method)} reaches {spread(reached)}% on the global test set{other}."
+    sentence = f"Over {reached.seeds} seeds {subject(scored[0], method)} reaches {spread(reached)} on the global test set{other}."
     verdicts = [verdict for result in scored if (verdict := verdict_on(result, method)) is not None]
     return [sentence, _clients_sentence(verdicts)] if verdicts else [sentence]
 
 
 def _alone_clause(results: Sequence[Json], alone: str) -> str:
     own = estimate(_known(number(result["scores"].get(alone), main_score(result)) for result in results))
-    return "" if own is None else f", clients' own models {spread(own)}%"
+    return "" if own is None else f", clients' own models {spread(own)}"
 
 
 def _clients_sentence(verdicts: Sequence[Verdict]) -> str:
@@ -43,7 +43,7 @@ def _clients_sentence(verdicts: Sequence[Verdict]) -> str:
     lowest = bottom_fifth([gain.points for verdict in verdicts for gain in verdict.gains])
     worst = min((verdict.worst.points for verdict in verdicts), default=0.0)
     verb = "is" if counts.better == 1 else "are"
-    mean = "" if gain is None else f" the mean gain is {spread(gain, sign=True)} points,"
+    mean = "" if gain is None else f" the mean gain is {spread(gain, sign=True)},"
     return (
         f"On data like their own, {counts.better} of {counts.known} clients over all seeds {verb} better off than alone, "
         f"{counts.same} equally well off and {counts.worse} worse off;{mean} that of the bottom fifth {signed(lowest)}, and "
@@ -56,12 +56,12 @@ def spread(value: Estimate, *, sign: bool = False) -> str:
 
     Example:
         >>> spread(Estimate(0.5, 0.012, 3)), spread(Estimate(-0.05, None, 1), sign=True), spread(Estimate(0.5, 0.0, 2))
-        ('50.0 ± 1.2', '−5.0', '50.0 (all seeds alike)')
+        ('50.0 ± 1.2%', '−5.0 points', '50.0% (all seeds alike)')
     """
-    mean = signed(value.mean) if sign else percent(value.mean)
+    mean, unit = (signed(value.mean), " points") if sign else (percent(value.mean), "%")
     if value.half is None:
-        return mean
-    return f"{mean} (all seeds alike)" if value.all_equal else f"{mean} ± {percent(value.half)}"
+        return f"{mean}{unit}"
+    return f"{mean}{unit} (all seeds alike)" if value.all_equal else f"{mean} ± {percent(value.half)}{unit}"
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

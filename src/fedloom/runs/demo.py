@@ -43,6 +43,7 @@ def compared_models(models: SavedModels, methods: Sequence[str], client: int) ->
         UserError: There is no such method or client.
     """
     experiment, chosen = models.experiment, list(methods)
+    models.require_client(client)
     if not chosen:
         bases = {name: experiment.method(name).base for name in experiment.methods}
         first = {base: name for name, base in reversed(bases.items())}
@@ -176,4 +177,9 @@ def _examples(models: SavedModels) -> tuple[list[Example], str]:
         data = load_run_data(models.experiment)
         return offered_examples(unchanged_test_set(folder, data, read_manifest(folder))), ""
     except UserError as error:
-        return [], f"There are no examples of the test set: {error}."
+        where = (
+            ""
+            if models.experiment.data.root is None
+            else " If the data have moved, give --set data.root=FOLDER."
+        )
+        return [], f"There are no examples of the test set: {str(error).rstrip('.')}.{where}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedloom.config.validation_errors import unknown_name
 from fedloom.data.python_data import examples_of
 from fedloom.plugins.plugins import Plugins
 from fedloom.runs.finished_run import FinishedRun, Score, scores_of
@@ -70,7 +71,9 @@ def evaluate(
     loaded = checked_data(models.experiment, models.context.vlm, examples_of(data), complete=False)
     examples, skipped = loaded.data.examples, tuple(map(str, loaded.data.rejected))
     if not examples:
-        raise UserError(f"data: no example can be used{'; '.join(['', *skipped[:5]])}")
+        where = data if isinstance(data, str | Path) else "they"
+        reason = "; ".join(skipped[:5]) or f"{where} hold{'s' if where is data else ''} no records"
+        raise UserError(f"data: no example can be used: {reason}")
     scores, rows = list[Score](), list[Prediction]()
     for method in _with_models(models, methods, client):
         model = TrainedModel(models, models.question(method, None if method == "zero-shot" else client))
@@ -105,6 +108,9 @@ def _from_predictions(
     changes: Sequence[str],
 ) -> Evaluation:
     """Score what the models of a run answered, without answering again."""
+    for name in methods or ():
+        if name not in run.methods:
+            raise UserError(f"{run.folder}: {unknown_name('method of this run', name, run.methods)}")
     experiment, manifest = experiment_to_resume(run.folder, changes, run.plugins), read_manifest(run.folder)
     test = {
         example.id: example for example in unchanged_test_set(run.folder, load_run_data(experiment), manifest)
@@ -114,9 +120,9 @@ def _from_predictions(
         if row.client == client and (methods is None or row.method in methods):
             models.setdefault((row.method, row.client, row.slice), []).append(row)
     if not models:
-        whose = "of a model of all clients" if client is None else f"of client {client}"
+        whose = "a model of all clients" if client is None else f"a model of client {client}'s own"
         raise UserError(
-            f"{run.folder}: there are no predictions {whose} of {', '.join(methods or run.methods)}"
+            f"{run.folder}: no prediction is of {whose}, with {', '.join(methods or run.methods)}"
         )
     scores = [
         one

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fedloom.report.tables import is_federated
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_json
 from fedloom.system.manifest import LOCK
@@ -65,11 +66,11 @@ def _run(folder: Path) -> dict[str, Any]:
             notes.append(str(line.get("reason")))
         if "method" not in line or kind not in ("round", "evaluation", "validation"):
             continue
-        method = methods.setdefault(str(line["method"]), {"done": 0, "loss": [], "scores": [], "lines": {}})
+        method = methods.setdefault(str(line["method"]), {"done": 0, "loss": {}, "scores": {}, "lines": {}})
         try:
             if kind == "round":
                 _add_round(method, line, notes)
-            elif line.get("client") is None and kind == "evaluation":
+            elif kind == "evaluation":
                 _add_score(method, line)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(
@@ -84,7 +85,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "finished": finished,
         "rounds": rounds,
         "planned": [str(name) for name in planned] if isinstance(planned, list) else [],
-        "methods": {name: _totals(method, rounds) for name, method in methods.items()},
+        "methods": {name: _totals(name, method, rounds) for name, method in methods.items()},
         "notes": notes[-RECENT:],
     }
 
@@ -92,8 +93,8 @@ def _run(folder: Path) -> dict[str, Any]:
 def _add_round(method: dict[str, Any], line: Mapping[str, Any], notes: list[str]) -> None:
     done = int(line["round"]) + 1
     method["done"] = max(method["done"], done)
-    if line.get("client") is None and isinstance(line.get("loss"), int | float):
-        method["loss"] = [pair for pair in method["loss"] if pair[0] < done] + [[done, line["loss"]]]
+    if isinstance(line.get("loss"), int | float):
+        method["loss"].setdefault(done, {})[line.get("client")] = line["loss"]
     if (done, line.get("client")) not in method["lines"]:
         notes += [
             f"{line['method']}, round {done}: the update of client {one['client']} {WORDS[key]}: {one['reason']}"
@@ -107,9 +108,18 @@ def _add_round(method: dict[str, Any], line: Mapping[str, Any], notes: list[str]
     }
 
 
-def _totals(method: Mapping[str, Any], rounds: int | None) -> dict[str, Any]:
-    """Return what is shown of a method: its sums over rounds, and over the rounds of each client."""
+def _means(figures: Mapping[int, Mapping[int | None, float]]) -> list[list[float]]:
+    """Return pairs (round, value): of the model of all clients (None) or else the mean over clients that train alone."""
+    return [[done, of.get(None, sum(of.values()) / len(of))] for done, of in sorted(figures.items())]
+
+
+def _totals(name: str, method: Mapping[str, Any], rounds: int | None) -> dict[str, Any]:
+    """Return what is shown of a method: its sums over rounds, and over the rounds of each client.
+
+    Clients that train alone, and training on pooled data, send nothing, though their log has the sizes of messages.
+    """
     lines = method["lines"].values()
+    sent = is_federated(name)
     clients: dict[int, dict[str, int]] = {}
     for number, key in (pair for line in lines for pair in line["clients"]):
         clients.setdefault(number, dict.fromkeys(ANSWERS, 0))[key] += 1
@@ -117,10 +127,10 @@ def _totals(method: Mapping[str, Any], rounds: int | None) -> dict[str, Any]:
     return {
         "done": method["done"],
         "rounds": max(rounds or 0, method["done"]) or None,
-        "loss": method["loss"],
-        "scores": method["scores"],
-        "up": int(sum(line["bytes_up"] for line in lines)),
-        "down": int(sum(line["bytes_down"] for line in lines)),
+        "loss": _means(method["loss"]),
+        "scores": _means(method["scores"]),
+        "up": int(sum(line["bytes_up"] for line in lines if sent)),
+        "down": int(sum(line["bytes_down"] for line in lines if sent)),
         "missing": sum(counts["missing"] for counts in clients.values()),
         "refused": sum(counts["refused"] for counts in clients.values()),
         "round_seconds": sum(shared) / len(shared) if shared else None,
@@ -134,10 +144,8 @@ def _totals(method: Mapping[str, Any], rounds: int | None) -> dict[str, Any]:
 def _add_score(method: dict[str, Any], line: Mapping[str, Any]) -> None:
     scores, done = line["scores"], int(line["round"])
     value = next((value for value in scores.values() if isinstance(value, int | float)), None)
-    if value is not None and not any(
-        pair[0] == done for pair in method["scores"]
-    ):  # the first slice is the fullest
-        method["scores"].append([done, value])
+    if value is not None:  # the first slice is the fullest
+        method["scores"].setdefault(done, {}).setdefault(line.get("client"), value)
 
 
 def _sweep(folder: Path) -> dict[str, Any]:

@@ -217,16 +217,16 @@ def independent_questions(train: Sequence[Example], test: Sequence[Example], pla
     value: dict[str, Any] = {"test": {}, "own": {}, "clients": [{} for _ in plan.clients]}
     for task in tasks_of(test):
         ones = np.array([example.task == task for example in test], float)
-        value["test"][task] = _effective(np.bincount(group_of, ones))
+        value["test"][task] = effective_count(np.bincount(group_of, ones))
         total = np.zeros(group_of.max() + 1)
         for share, own in zip(plan.clients, value["clients"], strict=True):
             weights = own_weights(share, train, test, slices, task)
             if weights is not None:
                 by_group = np.bincount(group_of, weights.sum(0), minlength=len(total))
-                own[task] = _effective(by_group)
+                own[task] = effective_count(by_group)
                 total += by_group
         if total.any():
-            value["own"][task] = _effective(total)
+            value["own"][task] = effective_count(total)
     return value
 
 
@@ -242,7 +242,8 @@ def _dependent(example: Example) -> str:
     return f"base {example.base}" if example.base else f"image {images[0].key}" if images else example.id
 
 
-def _effective(weights: NDArray[Any]) -> float:
+def effective_count(weights: NDArray[Any]) -> float:
+    """Return Kish's effective sample size of groups with these sums of weights."""
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 

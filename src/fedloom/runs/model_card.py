@@ -10,10 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedloom.client.site import Question
 from fedloom.experiment.experiment import Experiment
 from fedloom.report.confidence_intervals import interval
+from fedloom.report.run_results import at, number
 from fedloom.run_log import read_lines
+from fedloom.runs.modality_slices import dependent_groups, effective_count, tasks_of
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import METHODS, PLAN, RECORD, RESULT
 from fedloom.system.json_files import read_json
@@ -148,8 +152,8 @@ def _excluded(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for kind, what in (("refused", "Refused updates"), ("missing", "Missing updates")):
         found = [(line["round"], one) for line in lines for one in line.get(kind) or ()]
         yield f"\n**{what}:** {len(found) or 'none'}"
-        for number, one in found[:LISTED]:
-            yield f"* round {number}, client {one['client']}: {one_line(str(one['reason']))}"
+        for which, one in found[:LISTED]:
+            yield f"* round {which}, client {one['client']}: {one_line(str(one['reason']))}"
         if len(found) > LISTED:
             yield f"* and {len(found) - LISTED} more"
 
@@ -168,9 +172,11 @@ def _scores(context: RunContext, scores: Mapping[str, Any], question: Question) 
     """Yield the scores on the test set, with intervals for shares of answers."""
     counts = [line for _, line in read_lines(context.folder / RECORD) if line["kind"] == "data"]
     count = int(counts[-1].get("test") or 0) if counts else 0
+    independent = min(_independent(context) or count, count)
     mean = isinstance(scores.get("best"), int | float)
     yield "\n## Scores\n"
     where = f"On {count} test examples" if count else "On the test examples of the sites"
+    where += f" (as informative as {independent:,.0f} independent ones)" if round(independent) < count else ""
     yield where + (", mean over the clients' own models." if mean else ".")
     yield "Intervals are 95 % Wilson intervals of one run, over test examples alone.\n"
     yield "| modalities | score | value | 95 % interval |\n| --- | --- | ---: | ---: |"
@@ -178,7 +184,8 @@ def _scores(context: RunContext, scores: Mapping[str, Any], question: Question) 
         one_task = len(values.get("tasks") or ()) == 1  # otherwise a score is a mean over tasks
         for name, value in values.items():
             if isinstance(value, int | float) and not name.endswith("_published"):
-                ends = interval(value, count) if name in SHARES and count and one_task and not mean else None
+                share = name in SHARES and independent and one_task and not mean
+                ends = interval(value, independent) if share else None
                 shown = f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
                 yield f"| {part} | {name} | {value:.3f} | {shown} |"
     if (
@@ -188,6 +195,19 @@ def _scores(context: RunContext, scores: Mapping[str, Any], question: Question) 
     ):
         yield f"\nOn test examples like those of client {question.client}: {own[question.client]:.3f}."
     yield ""
+
+
+def _independent(context: RunContext) -> float | None:
+    """Return the number of independent test questions of a run of one task; None if it is unknown.
+
+    The run itself has its test examples; of a finished run, they are not read again.
+    """
+    if test := context.data.test:
+        groups = dependent_groups(test)
+        return effective_count(np.bincount(groups)) if len(tasks_of(test)) == 1 else None
+    file = context.folder / RESULT
+    known = at(read_json(file), "independent_questions", "test") if file.is_file() else None
+    return number(known, next(iter(known))) if isinstance(known, Mapping) and len(known) == 1 else None
 
 
 def _lines(record: Path, question: Question) -> list[Mapping[str, Any]]:

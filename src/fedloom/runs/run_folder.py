@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -133,19 +132,6 @@ def experiment_to_resume(folder: Path, changes: Sequence[str] = (), plugins: Plu
             "use `fedloom run` with another folder (--out)"
         )
     return moved
-
-
-def moved_places(folder: Path, experiment: Experiment) -> list[str]:
-    """Return the places in which an experiment differs from the one in a folder, as changes such as `data.root=NEW`."""
-    if (before := held_experiment(folder, experiment.plugins)) is None:
-        return []
-    old, new = (value.model_dump(mode="json", include=dict(PLACES)) for value in (before, experiment))
-    return [
-        f"{section}.{key}={json.dumps(value) if value is None or isinstance(value, bool) else value}"
-        for section, values in new.items()
-        for key, value in values.items()
-        if value != old[section][key]
-    ]
 
 
 def _read(folder: Path, plugins: Plugged = (), changes: Sequence[str] = ()) -> Experiment:

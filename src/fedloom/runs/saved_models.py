@@ -78,8 +78,7 @@ class SavedModels:
             UserError: The method has no such model, or its checkpoint is damaged.
         """
         context, count = self.context, len(self.context.plan.clients)
-        if client is not None and not 0 <= client < count:
-            raise UserError(f"client {client}: the run has clients 0 to {count - 1}")
+        self.require_client(client)
         if method == UNTRAINED:
             return Question(method, 0, context.tuned.start)
         described = context.experiment.method(method)
@@ -92,6 +91,12 @@ class SavedModels:
         if client is None:
             raise UserError(f"{method}: each client keeps a model of its own; choose client 0 to {count - 1}")
         raise UserError(f"{method}: all clients have one model; leave out client {client}")
+
+    def require_client(self, client: int | None) -> None:
+        """Raise `UserError` if the run has no such client; None is none in particular."""
+        count = len(self.context.plan.clients)
+        if client is not None and not 0 <= client < count:
+            raise UserError(f"client {client}: the run has clients 0 to {count - 1}")
 
     def _models(self, described: Method, method: str, alone: int | None) -> dict[int | None, Question]:
         context, faults = self.context, list[str]()

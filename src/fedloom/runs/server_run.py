@@ -27,14 +27,13 @@ from fedloom.runs.run_lock import lock_folder
 from fedloom.runs.run_setup import current_identity
 from fedloom.runs.single_run import Result, run_experiment
 from fedloom.runs.site_setup import algorithm_of, trains_at_sites
-from fedloom.runs.train_in_backend import local_backend
+from fedloom.runs.train_in_backend import local_backend, show_updates
 from fedloom.scenarios.declared_examples import blank_examples, clients_by_site
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_json
 from fedloom.system.progress import Progress
 from fedloom.types import DataSet, Example
 from fedloom.version import __version__
-from fedloom.wire.messages import Update
 from fedloom.wire.site_messages import SiteMessage
 
 
@@ -193,13 +192,10 @@ def attach(federation: Federation, events: Events, context: RunContext) -> Itera
         context.record.append(kind, figures)
         show(kind, figures)
 
-    def trained(update: Update) -> None:
-        context.progress.advance(1, loss=update.metrics["loss"])
-
     for kind, figures in events:
         context.record.append(kind, figures)
     federation.note = note
-    federation.attach(local_backend(context), context.tuned.layout, trained)
+    federation.attach(local_backend(context), context.tuned.layout, show_updates(context.progress))
     if federation.own_data:
         if context.data.test:
             _require_global_models(context)

@@ -17,11 +17,13 @@ from fedloom.engine.rounds import Backend, Training, TrainingState, assignments_
 from fedloom.engine.worker_processes import Workers
 from fedloom.models.compiled_layers import compiling
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
+from fedloom.report.tables import is_federated, size
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import MACHINE
 from fedloom.runs.site_setup import trains_at_sites
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed
+from fedloom.system.progress import Progress
 from fedloom.wire.messages import Update
 
 
@@ -63,16 +65,26 @@ def run_trainings(context: RunContext, label: str, runs: Sequence[Training]) -> 
     if (remote := _remote(context, runs[0].method)) is not None:
         return run_rounds(runs, remote)
 
-    def trained(update: Update) -> None:
-        context.progress.advance(1, loss=update.metrics["loss"])
-
     choice = choice_of(context, runs)
+    trained = show_updates(context.progress, sent=is_federated(runs[0].method))
     inner = replace(_in_this_process(context), rows=choice.rows, trained=trained)
     make_backend = BACKENDS[context.experiment.engine.backend]
     with ExitStack() as stack:
         stack.enter_context(compiling(context.vlm, context.experiment.engine.compile))
         stack.enter_context(gradient_checkpointing(context.vlm, choice.recompute))
         return run_rounds(runs, make_backend(context, inner, choice, _clients(runs)))
+
+
+def show_updates(progress: Progress, *, sent: bool = True) -> Callable[[Update], None]:
+    """Return a function that shows each update: one step, the client's loss, and the bytes of all updates so far if they are sent."""
+    received = 0
+
+    def trained(update: Update) -> None:
+        nonlocal received
+        received += update.length
+        progress.advance(1, loss=update.metrics["loss"], **({"up": size(received)} if sent else {}))
+
+    return trained
 
 
 def _in_process(context: RunContext, inner: InProcess, choice: Choice, clients: int) -> Backend:

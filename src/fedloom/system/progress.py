@@ -10,6 +10,8 @@ from typing import Any, TextIO, final
 
 from fedloom.system.terminal import one_line
 
+BAR = 10  # characters; on a terminal of 80 the figures have to fit beside it
+
 
 @final
 class Progress:
@@ -43,7 +45,7 @@ class Progress:
         self._task: Any = None
         self._done = self._total = 0
         self._begun = self._told = 0.0
-        self._figures: dict[str, float] = {}
+        self._figures: dict[str, float | str] = {}
 
     def stage(self, name: str, total: int) -> None:
         """Begin a stage of `total` steps."""
@@ -59,8 +61,8 @@ class Progress:
         if self._on_stage is not None:
             self._on_stage(name, total)
 
-    def advance(self, n: int = 1, **figures: float) -> None:
-        """Count `n` steps as done and show figures such as the loss."""
+    def advance(self, n: int = 1, **figures: float | str) -> None:
+        """Count `n` steps as done and show figures such as the loss; a text is shown as it is."""
         self._done += n
         self._figures.update(figures)
         if self._bar is not None:
@@ -105,7 +107,10 @@ class Progress:
         self._name = None
 
     def _shown(self) -> str:
-        return ", ".join(f"{name} {value:.4g}" for name, value in self._figures.items())
+        return ", ".join(
+            f"{name} {value if isinstance(value, str) else f'{value:.3g}'}"
+            for name, value in self._figures.items()
+        )
 
     def _line(self, text: str) -> None:
         if self._stream is None:
@@ -144,7 +149,7 @@ def _make_bar(stream: TextIO | None, passing: bool) -> Any:
 
     return Bar(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=BAR),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),

@@ -1,7 +1,8 @@
 """Paired comparisons of a sweep: each value of an axis with the first one, with everything else equal.
 
 Methods are compared in the same way, and so is each part: a method with the part against the same method without it.
-Each task has its own score, and scores of different tasks are never averaged.
+Each task has its own score, and scores of different tasks are never averaged. A shared model is compared with a shared model, on the
+global test set; a client's own model with what the same client has otherwise, on data like its own. Both comparisons stand side by side.
 """
 
 from __future__ import annotations
@@ -209,6 +210,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "reference": comparison.factor.reference,
         "task": comparison.measure.task,
         "metric": comparison.measure.metric,
+        "on": "own data" if comparison.measure.own else "global test",
         "by": None if comparison.by is None else {"factor": comparison.by[0], "value": comparison.by[1]},
         "mean": mean,
         "half": half,

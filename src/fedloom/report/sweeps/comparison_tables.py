@@ -12,11 +12,14 @@ from fedloom.report.sweeps.axis_comparisons import Comparison, Factor, compariso
 from fedloom.report.sweeps.estimate_texts import SIGNIFICANT, add_legend, counts_text, estimate_text
 from fedloom.report.sweeps.observations import Measure
 from fedloom.report.sweeps.sweep_results import SweepRun
-from fedloom.report.tables import MISSING, Table, base, counted, part_label, printable
+from fedloom.report.tables import MISSING, Table, counted, part_label, printable
 
 MAX_LINES = 15  # of a terminal
 FEW = 5  # seeds with which only large differences are significant
 MAX_NAMED = 6  # cells that a note names; result.json has all
+
+SHARED_HEADS = ("Global test", "Verdict", "Pairs")
+OWN_HEADS = ("Own data", "Verdict, own", "Pairs, own")
 
 Compared = Sequence[Comparison]
 """All comparisons of one factor."""
@@ -44,7 +47,7 @@ def value_title(factor: Factor, value: str, name: str | None = None) -> str:
 
 def measure_title(measure: Measure) -> str:
     """Return the display name of a measure."""
-    return headline_title(*measure)
+    return f"{headline_title(measure.task, measure.metric)}, {'own data' if measure.own else 'global test'}"
 
 
 def overall(compared: Compared) -> list[Comparison]:
@@ -58,32 +61,52 @@ def difference_text(comparison: Comparison) -> str:
 
 
 def overall_table(compared: Compared) -> Table:
-    """Return the table of a factor: a row for each value and measure."""
+    """Return the table of a factor: a row for each value and score, with shared models and clients' own data side by side."""
     rows_compared, factor = overall(compared), compared[0].factor
-    with_clients = any(comparison.result.clients for comparison in rows_compared)
-    missing = list(dict.fromkeys(name for comparison in rows_compared for name in comparison.result.missing))
-    columns = (f"Against {value_title(factor, factor.reference)}", "Difference", "Verdict")
-    columns += ("Better / same / worse", *(["Clients"] if with_clients else []))
-    columns += ("Seeds", *(["Left out"] if missing else []))
-    rows = tuple(
-        (
-            f"{value_title(factor, comparison.value)}: {measure_title(comparison.measure)}",
-            difference_text(comparison),
-            comparison.verdict,
-            f"{comparison.result.better} / {comparison.result.same} / {comparison.result.worse}",
-            *([counts_text(comparison.result.clients)] if with_clients else []),
-            str(comparison.result.estimate.seeds if comparison.result.estimate else 0),
-            *([str(len(comparison.result.missing))] if missing else []),
+    found = {(one.value, one.measure): one for one in rows_compared}
+    kinds = [own for own in (False, True) if any(one.measure.own == own for one in rows_compared)]
+    with_clients = any(one.result.clients for one in rows_compared)
+    missing = list(dict.fromkeys(name for one in rows_compared for name in one.result.missing))
+    columns = [f"Against {value_title(factor, factor.reference)}"]
+    columns += [name for own in kinds for name in (OWN_HEADS if own else SHARED_HEADS)]
+    columns += [*(["Clients"] if with_clients else []), "Seeds", *(["Left out"] if missing else [])]
+    rows = list[tuple[str, ...]]()
+    for value, task, metric in dict.fromkeys(
+        (one.value, one.measure.task, one.measure.metric) for one in rows_compared
+    ):
+        sides = [found.get((value, Measure(task, metric, own))) for own in kinds]
+        known = [side for side in sides if side is not None]
+        seeds = max(side.result.estimate.seeds if side.result.estimate else 0 for side in known)
+        left_out = max(len(side.result.missing) for side in known)
+        rows.append(
+            (
+                f"{value_title(factor, value)}: {headline_title(task, metric)}",
+                *(cell for side in sides for cell in _side(side)),
+                *([counts_text(known[-1].result.clients)] if with_clients else []),
+                str(seeds),
+                *([str(left_out)] if missing else []),
+            )
         )
-        for comparison in rows_compared
-    )
     reference = value_title(factor, factor.reference)
     reference = "without it" if factor.kind == "part" else f"with {reference}"
     note = (
         f"Clients: how many are better off / equally well off / worse off than {reference}, "
         "each on data like its own; a client counts once for each pair."
     )
-    return Table(columns, rows, add_legend(" ".join([note] * with_clients + _left_out(missing)), rows))
+    notes = [note] * with_clients + _left_out(missing)
+    return Table(tuple(columns), tuple(rows), add_legend(" ".join(notes), rows))
+
+
+def _side(comparison: Comparison | None) -> tuple[str, str, str]:
+    """Write a difference, its verdict and the numbers of its pairs."""
+    if comparison is None:
+        return MISSING, MISSING, MISSING
+    result = comparison.result
+    return (
+        difference_text(comparison),
+        comparison.verdict,
+        f"{result.better} / {result.same} / {result.worse}",
+    )
 
 
 def _left_out(missing: Sequence[str]) -> list[str]:
@@ -106,7 +129,9 @@ def split_tables(compared: Compared) -> list[tuple[str, Table]]:
     measures = list(dict.fromkeys(comparison.measure for comparison in compared))
     tables = []
     for other in factor.others:
-        keys = dict.fromkeys((by, measure) for by, measure, _ in cells if by and by[0] == other)
+        present = dict.fromkeys((by, measure) for by, measure, _ in cells if by and by[0] == other)
+        order = dict.fromkeys(by for by, _ in present)
+        keys = [(by, measure) for by in order for measure in measures if (by, measure) in present]
         rows = tuple(
             (
                 _row(value_title(factor, by[1], other), measure, alone=len(measures) == 1),
@@ -196,11 +221,13 @@ def _entries(compared: Compared) -> list[str]:
 
 
 def _clients(comparison: Comparison) -> str:
-    """Write the numbers of clients that are better and worse off if one of the methods is training alone, else ""."""
-    counts, sides = comparison.result.clients, (comparison.value, comparison.factor.reference)
-    if comparison.factor.kind != "method" or not counts or all(base(side) != "local" for side in sides):
-        return ""
-    return f" (clients on data like their own: {counts.better} better off, {counts.worse} worse off)"
+    """Write the numbers of clients that are better and worse off, on data like their own; "" if they are unknown."""
+    counts = comparison.result.clients
+    return (
+        f" ({counts.better} of {counted(counts.known, 'client')} better off, {counts.worse} worse)"
+        if counts
+        else ""
+    )
 
 
 def _cut(entry: str, width: int, most: int) -> list[str]:

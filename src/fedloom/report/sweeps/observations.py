@@ -1,12 +1,18 @@
-"""The headline scores of a sweep as observations for paired comparisons."""
+"""The headline scores of a sweep as observations for paired comparisons.
+
+A method has up to two for each task: of its shared model on the global test set, and of its clients on data like their own.
+They are never paired with each other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
-from fedloom.report.federation_gain import client_scores, main_score, task_scores, tasks_in
-from fedloom.report.run_results import number
+from fedloom.report.federation_gain import client_scores, main_score, tasks_in
+from fedloom.report.run_results import Json, number
+from fedloom.report.shared_scores import shared_model
 from fedloom.report.significance import Observation
 from fedloom.report.sweeps.sweep_results import SEED, CellRun, SweepRun
 from fedloom.tasks.score_answers import HEADLINES
@@ -16,10 +22,18 @@ LOWER = frozenset({"unparsed", "dropped", "unjudged"})
 
 
 class Measure(NamedTuple):
-    """A task ("" if it was not recorded) and the name of its score."""
+    """A score, and the model and questions that it is of.
+
+    Attributes:
+        task: The task; "" if it was not recorded.
+        metric: The name of the score.
+        own: Whether it is the mean over clients on data like each client's own, with its own model where it has one, else with
+            the shared one; if not, it is of the shared model on the global test set.
+    """
 
     task: str
     metric: str
+    own: bool
 
     @property
     def lower(self) -> bool:
@@ -47,7 +61,7 @@ def observations_of(sweep: SweepRun, method: str) -> dict[Measure, list[Observat
         shared = {axis: str(cell.values[axis]) for axis in sweep.settings}
         values = cell_scores or dict.fromkeys(expected(cell))
         for (name, measure), value in values.items():
-            clients = _clients(cell, name, measure.task)
+            clients = _clients(cell.scores.get(name, {}), measure.task) if measure.own else ()
             observation = Observation(
                 cell.name, {**shared, method: name}, cell.values.get(SEED), value, clients
             )
@@ -55,27 +69,32 @@ def observations_of(sweep: SweepRun, method: str) -> dict[Measure, list[Observat
     return result
 
 
-def _clients(cell: CellRun, method: str, task: str) -> tuple[float | None, ...]:
+def _clients(scores: Json, task: str) -> tuple[float | None, ...]:
     """Return a method's score for each client that has the task, on data like the client's own."""
-    by_task = client_scores(cell.scores.get(method, {}))
     return tuple(
-        scores[task] if task in scores else scores[""] for scores in by_task if task in scores or "" in scores
+        by_task[task] if task in by_task else by_task[""]
+        for by_task in client_scores(scores)
+        if task in by_task or "" in by_task
     )
 
 
 def _scores(cell: CellRun) -> dict[Kind, float | None]:
     """Return the headline scores of a cell, for each method and task."""
-    if cell.result is None:
-        return {}
-    tasks = tasks_in(cell.result)
-    if len(tasks) > 1:
-        return {
-            (method, Measure(task, HEADLINES.get(task, "accuracy"))): value
-            for method, by_task in task_scores(cell.result).items()
-            for task, value in by_task.items()
-        }
-    measure = Measure("".join(tasks), main_score(cell.result))
-    return {(method, measure): number(scores, measure.metric) for method, scores in cell.scores.items()}
+    return {} if cell.result is None else dict(_headlines(cell, cell.result))
+
+
+def _headlines(cell: CellRun, result: Json) -> Iterator[tuple[Kind, float | None]]:
+    tasks = tasks_in(result)
+    several = len(tasks) > 1
+    for method, scores in cell.scores.items():
+        shared = shared_model(scores)
+        for task in tasks if several else ["".join(tasks)]:
+            metric = HEADLINES.get(task, "accuracy") if several else main_score(result)
+            if shared is not None:
+                place = ("tasks", task, metric) if several else (metric,)
+                yield (method, Measure(task, metric, own=False)), number(shared, *place)
+            if known := [value for value in _clients(scores, task) if value is not None]:
+                yield (method, Measure(task, metric, own=True)), fmean(known)
 
 
 def _expected(

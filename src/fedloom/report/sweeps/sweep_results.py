@@ -13,9 +13,9 @@ from fedloom.report.client_verdicts import client_tasks, own_scores
 from fedloom.report.federation_gain import baseline_of, count_clients, local_method, main_score, tasks_in
 from fedloom.report.findings import headline_method
 from fedloom.report.run_results import Json, at, number, read_document
-from fedloom.report.shared_scores import for_everybody, has_both
+from fedloom.report.shared_scores import for_everybody, has_both, own_models, shared_model
 from fedloom.report.significance import ClientCounts, Estimate, estimate
-from fedloom.report.tables import is_federated, percent
+from fedloom.report.tables import base, is_federated, percent
 from fedloom.report.training_work import Work, read_work
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest
@@ -269,9 +269,19 @@ def mean_over_seeds(
 def paired_difference(
     cells: Sequence[CellRun], method: str, other: str, metric: str | None = None
 ) -> Estimate | None:
-    """Return the mean score difference of two methods with its interval, paired by seed; None without pairs."""
-    ours, theirs = by_seed(cells, method, metric), by_seed(cells, other, metric)
-    return estimate([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
+    """Return the mean difference of two methods on the global test set with its interval, paired by seed; None without pairs.
+
+    Shared models are compared with shared ones, and means over clients' own models with such means. Only against training
+    alone, which has no shared model, a shared model is compared with the mean over clients' own models.
+    """
+    kinds: list[tuple[Models, Models]] = [(shared_model, shared_model), (own_models, own_models)]
+    if base(other) == "local":
+        kinds.append((shared_model, own_models))
+    for ours_of, theirs_of in kinds:
+        ours, theirs = by_seed(cells, method, metric, ours_of), by_seed(cells, other, metric, theirs_of)
+        if paired := estimate([value - theirs[seed] for seed, value in ours.items() if seed in theirs]):
+            return paired
+    return None
 
 
 def own_difference(cells: Sequence[CellRun], method: str, other: str) -> Estimate | None:

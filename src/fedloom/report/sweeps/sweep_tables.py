@@ -160,8 +160,8 @@ def gain_table(sweep: SweepRun) -> Table | None:
         if is_federated(method) and other is not None
     ]
     note = (
-        "In percentage points on the global test set: the shared model minus the mean of the clients' own models, paired by "
-        f"seed.{baseline_note(baselines_in(sweep), local_of(sweep))}"
+        "In percentage points on the global test set: the shared model (without one, the mean over the clients' own models) minus "
+        f"the mean over the models that clients train alone, paired by seed.{baseline_note(baselines_in(sweep), local_of(sweep))}"
     )
     return _differences(sweep, pairs, note)
 
@@ -169,7 +169,10 @@ def gain_table(sweep: SweepRun) -> Table | None:
 def part_table(sweep: SweepRun) -> Table | None:
     """Return the table of gains of methods with parts over the same methods without parts; None if there are none."""
     pairs = [(method, base(method)) for method in sweep.methods if base(method) in sweep.methods]
-    note = "In percentage points, with minus without, paired by seed."
+    note = (
+        "In percentage points, with minus without, paired by seed; on the global test set a shared model is compared with a shared "
+        "one, or the mean over own models with such a mean."
+    )
     return _differences(sweep, [pair for pair in pairs if pair[0] != pair[1]], note)
 
 
@@ -221,10 +224,17 @@ def _test_sentence(sweep: SweepRun, method: str, other: str) -> str:
     known = [difference for difference in differences if difference is not None]
     ours, theirs = _shared_phrase(sweep, method), _baseline_phrase(other)
     if not known:
+        if any({method, other} <= cell.scores.keys() for cell in sweep.cells):
+            return (
+                f"On the global test set {label(method)} and {label(other)} are not compared, because only one of them has a "
+                "model that all clients share."
+            )
         return f"No cell has scores of both {ours} and {theirs}."
     if len(known) == 1:
         return f"On the global test set {ours} scores {_single_difference(known[0], theirs)}"
     higher, lower = (sum(sign * difference.mean > ROUNDING for difference in known) for sign in (1, -1))
+    if not higher and not lower:
+        return f"On the global test set {ours} scores the same as {theirs} in all {len(known)} settings, on average over seeds."
     sentence = (
         f"On the global test set {ours} scores higher than {theirs} in {higher} of {counted(len(known), 'setting')} and "
         f"lower in {lower}"
@@ -242,9 +252,15 @@ def _test_sentence(sweep: SweepRun, method: str, other: str) -> str:
 
 
 def _shared_phrase(sweep: SweepRun, method: str) -> str:
-    """Name the model of a method that is scored on everybody's questions."""
+    """Name the models of a method that are scored on everybody's questions."""
     scores = [cell.scores[method] for cell in sweep.cells if method in cell.scores]
-    return f"the shared model of {label(method)}" if has_both(dict(enumerate(scores))) else label(method)
+    if has_both(dict(enumerate(scores))):
+        return f"the shared model of {label(method)}"
+    return (
+        label(method)
+        if any(map(shared_model, scores))
+        else f"the mean over clients' models of {label(method)}"
+    )
 
 
 def _single_difference(difference: Estimate, theirs: str) -> str:

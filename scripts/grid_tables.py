@@ -1,0 +1,244 @@
+"""Print the tables of a grid as Markdown, from a file that `collect_grid.py` wrote; the pages of findings quote them.
+
+Run it with `python scripts/grid_tables.py docs/results/NAME.json`; `--page FILE.html` also writes the report of the sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import sqrt
+from pathlib import Path
+from statistics import NormalDist, fmean, variance
+from typing import Any, NamedTuple
+
+from fedloom.report.client_verdicts import LEVEL, bottom_fifth, verdict_on
+from fedloom.report.confidence_intervals import Z, holm, interval
+from fedloom.report.shared_scores import for_everybody
+from fedloom.report.significance import Estimate, estimate
+from fedloom.report.sweeps.comparison_tables import factor_title, group_by_factor, overall_table, split_tables
+from fedloom.report.sweeps.estimate_texts import estimate_text
+from fedloom.report.sweeps.sweep_page import render_sweep
+from fedloom.report.sweeps.sweep_results import SEED, CellRun, SweepRun, mean_over_seeds
+from fedloom.report.sweeps.sweep_tables import global_tables
+from fedloom.report.sweeps.sweep_verdicts import own_table, verdict_table
+from fedloom.report.tables import Table, label, signed
+from fedloom.system.json_files import read_json, write_atomic
+
+REPEAT = "train.repeat"
+"""The axis of another training on the same data and clients."""
+
+Json = Mapping[str, Any]
+
+
+def fractions(value: Any) -> Any:
+    """Return scores in percent as fractions."""
+    match value:
+        case dict():
+            return {key: fractions(one) for key, one in value.items()}
+        case list():
+            return [fractions(one) for one in value]
+        case float() | int():
+            return value / 100
+        case _:
+            return value
+
+
+def result_of(cell: Json) -> dict[str, Any]:
+    """Return the parts of a cell's result from which the report's tables are made."""
+    scores, tasks = {}, list(cell.get("independent_questions", {}).get("test", {}))
+    for method, kept in cell["methods"].items():
+        one = fractions(kept)
+        if len(tasks) == 1 and "tasks" not in one:
+            task = tasks[0]
+            one["tasks"] = {task: {key: number for key, number in one.items() if isinstance(number, float)}}
+            one["client_tasks"] = [None if score is None else {task: score} for score in one["clients"]]
+        scores[method] = one
+    kept = {key: cell[key] for key in ("independent_questions", "agreement") if key in cell}
+    return {"scores": scores, **kept}
+
+
+def sweep_of(value: Json) -> SweepRun:
+    """Return a collected grid as a sweep; a cell without a value on an axis has 0 there."""
+    axes = value["axes"] | ({REPEAT: [0, *value["axes"][REPEAT]]} if REPEAT in value["axes"] else {})
+    cells = tuple(
+        CellRun(
+            name, dict.fromkeys(axes, 0) | cell["axes"], cell["digest"], "", "done", None, result_of(cell)
+        )
+        for name, cell in value["cells"].items()
+    )
+    return SweepRun(value["recipe"], "", False, axes, cells, None)
+
+
+class ClientGain(NamedTuple):
+    """A client's gain over a baseline in each of several trainings.
+
+    Attributes:
+        setting: The labels of the setting.
+        seed: The seed.
+        client: The number of the client.
+        gains: Its gain in each training, fractions.
+        questions: The variance of a gain that comes from the choice of questions, which all trainings share.
+    """
+
+    setting: tuple[str, ...]
+    seed: Any
+    client: int
+    gains: tuple[float, ...]
+    questions: float
+
+    @property
+    def mean(self) -> float:
+        """The mean over trainings."""
+        return fmean(self.gains)
+
+
+def gains_of(sweep: SweepRun, method: str, alone: str) -> list[ClientGain]:
+    """Return the gain of every client of every setting and seed, over all trainings that have both methods.
+
+    How answers agree is recorded for the baseline that a report takes, which is training alone with or without fine-tuning; the
+    answers of these two are so alike that it serves for either.
+    """
+    found: dict[tuple[tuple[str, ...], Any, int], list[tuple[float, float]]] = {}
+    for cell in sweep.cells:
+        if cell.result is None or not {method, alone} <= set(cell.scores):
+            continue
+        agreed = {
+            key: cell.result.get("agreement", {}).get(method, {}).get(key) for key in ("own", "clients")
+        }
+        scores = {name: cell.scores[name] for name in (alone, method)}
+        verdict = verdict_on({**cell.result, "scores": scores, "agreement": {method: agreed}}, method)
+        setting = tuple(str(value) for axis, value in cell.values.items() if axis not in (SEED, REPEAT))
+        for gain in verdict.gains if verdict else ():
+            low, high = gain.interval or (gain.points, gain.points)
+            key = setting, cell.values[SEED], gain.client
+            found.setdefault(key, []).append((gain.points, ((high - low) / 2 / Z) ** 2))
+    return [
+        ClientGain(*key, tuple(gain for gain, _ in pairs), fmean(spread for _, spread in pairs))
+        for key, pairs in found.items()
+    ]
+
+
+def p_values(gains: Sequence[ClientGain]) -> list[float]:
+    """Return the two-sided p-value of each client's mean gain, for the noise of questions and of trainings together.
+
+    The noise of trainings is pooled over clients, since a client has few of them; with one training of each client it is unknown
+    and left out.
+    """
+    several = [gain.gains for gain in gains if len(gain.gains) > 1]
+    freedom = sum(len(one) - 1 for one in several)
+    training = sum(variance(one) * (len(one) - 1) for one in several) / freedom if freedom else 0.0
+    return [
+        2 * NormalDist().cdf(-abs(gain.mean) / spread)
+        if (spread := sqrt(training / len(gain.gains) + gain.questions))
+        else 1.0
+        for gain in gains
+    ]
+
+
+def over_seeds(gains: Sequence[ClientGain]) -> Estimate | None:
+    """Return the mean gain: over the clients of a seed, and then over seeds."""
+    by_seed: dict[Any, list[float]] = {}
+    for gain in gains:
+        by_seed.setdefault(gain.seed, []).append(gain.mean)
+    return estimate(map(fmean, by_seed.values()))
+
+
+def gain_table(sweep: SweepRun, alone: str) -> Table:
+    """Return what each method brings clients over a baseline, with every client's trainings averaged."""
+    rows = []
+    for method in sweep.methods:
+        gains = [] if method == alone else gains_of(sweep, method, alone)
+        if not gains:
+            continue
+        adjusted = holm(p_values(gains))
+        clear = [gain.mean for gain, p in zip(gains, adjusted, strict=True) if p <= LEVEL]
+        better, means = sum(gain.mean > 0 for gain in gains), [gain.mean for gain in gains]
+        low, high = interval(better / len(gains), len(gains))
+        rows.append(
+            (
+                label(method),
+                estimate_text(over_seeds(gains), "+"),
+                f"{better} of {len(gains)}",
+                f"{100 * low:.0f} to {100 * high:.0f} %",
+                f"{sum(one > 0 for one in clear)} / {sum(one < 0 for one in clear)}",
+                signed(min(means)),
+                signed(bottom_fifth(means)),
+                str(min(len(gain.gains) for gain in gains)),
+            )
+        )
+    heads = (
+        "Method",
+        "Mean gain",
+        "Better off",
+        "95 % interval",
+        "Significantly better / worse",
+        "Worst",
+        "Bottom fifth",
+        "Trainings",
+    )
+    return Table(heads, tuple(rows))
+
+
+def setting_table(sweep: SweepRun, method: str, alone: str) -> Table:
+    """Return the gains of a method by the labels of the first axis, beside the score of its shared model."""
+    rows = []
+    for setting in dict.fromkeys(cell.values[sweep.settings[0]] for cell in sweep.cells):
+        cells = tuple(cell for cell in sweep.cells if cell.values[sweep.settings[0]] == setting)
+        part = replace(sweep, cells=cells)
+        gains = gains_of(part, method, alone)
+        if not gains:
+            continue
+        means = [gain.mean for gain in gains]
+        shared = mean_over_seeds(cells, method, of=for_everybody)
+        rows.append(
+            (
+                str(setting),
+                estimate_text(shared),
+                estimate_text(over_seeds(gains), "+"),
+                f"{sum(one > 0 for one in means)} of {len(means)}",
+                signed(min(means)),
+                signed(bottom_fifth(means)),
+            )
+        )
+    return Table(("Setting", "Shared model", "Mean gain", "Better off", "Worst", "Bottom fifth"), tuple(rows))
+
+
+def markdown(table: Table) -> str:
+    """Return a table as Markdown, with its note below."""
+    rule = ["---" if column < table.left else "---:" for column in range(len(table.columns))]
+    lines = ["| " + " | ".join(row) + " |" for row in (table.columns, rule, *table.rows)]
+    return "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"
+
+
+def tables(sweep: SweepRun, method: str | None) -> Iterator[tuple[str, Table]]:
+    """Yield the title and the table of everything that is printed."""
+    yield from global_tables(sweep)
+    for alone in [name for name in sweep.methods if name in ("local", "local+finetune")]:
+        yield f"Gains over {label(alone)}", gain_table(sweep, alone)
+        if method is not None:
+            yield f"{label(method)} over {label(alone)}", setting_table(sweep, method, alone)
+    for name, found in (("Own data", own_table(sweep)), ("Clients", verdict_table(sweep))):
+        if found is not None:
+            yield name, found
+    for compared in group_by_factor(sweep):
+        yield factor_title(compared[0].factor), overall_table(compared)
+        yield from split_tables(compared)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--method", help="method whose gains are printed by setting")
+    parser.add_argument("--page", type=Path, help="HTML file to write")
+    options = parser.parse_args()
+    sweep = sweep_of(read_json(options.file))
+    for name, table in tables(sweep, options.method):
+        print(f"## {name}\n\n{markdown(table)}")
+    if options.page is not None:
+        write_atomic(options.page, render_sweep(sweep).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""`scripts/grid_tables.py`: a collected grid gives the tables that its sweeps give, and gains of clients over several trainings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from collect_grid import collect
+from fedloom.report.sweeps.comparison_tables import group_by_factor, overall_table
+from fedloom.report.sweeps.sweep_results import read_sweep
+from fedloom.report.sweeps.sweep_tables import global_tables
+from fedloom.report.sweeps.sweep_verdicts import own_table, verdict_table
+from fedloom.report.tables import Table
+from grid_tables import (
+    REPEAT,
+    ClientGain,
+    gain_table,
+    gains_of,
+    markdown,
+    p_values,
+    setting_table,
+    sweep_of,
+)
+
+from .test_collect_grid import CELLS, sweep
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sweep(tmp_path_factory.mktemp("grid"), CELLS)
+
+
+@pytest.fixture(scope="module")
+def value(folder: Path) -> dict[str, Any]:
+    return collect(folder / "none.json", [folder])
+
+
+def test_the_tables_are_those_of_the_sweep(folder: Path, value: dict[str, Any]) -> None:
+    ours, theirs = sweep_of(value), read_sweep(folder)
+    assert global_tables(ours) == global_tables(theirs)
+    assert own_table(ours) == own_table(theirs) and own_table(ours) is not None
+    assert verdict_table(ours) == verdict_table(theirs) and verdict_table(ours) is not None
+    paired = [[overall_table(one) for one in group_by_factor(sweep)] for sweep in (ours, theirs)]
+    assert paired[0] == paired[1] and paired[0]
+
+
+def test_another_training_adds_no_client(value: dict[str, Any]) -> None:
+    """The gains of a client's trainings are averaged, and the first training has the number 0."""
+    again = {
+        f"{name}, {REPEAT}=1": {**cell, "axes": cell["axes"] | {REPEAT: 1}}
+        for name, cell in value["cells"].items()
+    }
+    axes = value["axes"] | {REPEAT: [1]}
+    once, twice = sweep_of(value), sweep_of({**value, "axes": axes, "cells": value["cells"] | again})
+    assert {cell.values[REPEAT] for cell in twice.cells} == {0, 1}
+    one, two = (gains_of(grid, "fedavg", "local") for grid in (once, twice))
+    assert one and [gain.gains * 2 for gain in one] == [gain.gains for gain in two]
+    kept = [row[:-1] for row in gain_table(once, "local").rows]
+    assert [row[:-1] for row in gain_table(twice, "local").rows] == kept, "equal trainings change no figure"
+    assert [row[-1] for row in gain_table(twice, "local").rows] == ["2"] * len(kept)
+
+
+def test_rows_of_settings_divide_the_clients(value: dict[str, Any]) -> None:
+    grid = sweep_of(value)
+    table, gains = setting_table(grid, "fedavg", "local"), gains_of(grid, "fedavg", "local")
+    assert [row[0] for row in table.rows] == ["even", "gaps"]
+    better = [row[3].split(" of ") for row in table.rows]
+    assert sum(int(count) for count, _ in better) == sum(gain.mean > 0 for gain in gains)
+    assert sum(int(all_) for _, all_ in better) == len(gains)
+    without = replace(grid, cells=grid.cells[:2])
+    assert setting_table(without, "fedavg", "local").rows == table.rows[:1]
+
+
+def test_p_values_by_hand() -> None:
+    """A gain of two standard errors has p = .0455, whether they come from questions or from trainings, and of one .3173."""
+    alone = [ClientGain((), 0, 0, (0.1,), 0.05**2)]
+    assert p_values(alone) == pytest.approx([0.0455], abs=5e-5)
+    # Both clients' trainings have a variance of .02, so the mean of two a standard error of .1.
+    several = [ClientGain((), 0, 0, (0.1, 0.3), 0.0), ClientGain((), 0, 1, (0.0, 0.2), 0.0)]
+    assert p_values(several) == pytest.approx([0.0455, 0.3173], abs=5e-5)
+    # Two equal parts of .0001 make a standard error of √.0002.
+    both = [ClientGain((), 0, 0, (0.0, 2 * 0.01), 1e-4), ClientGain((), 0, 1, (0.0, 0.02), 1e-4)]
+    assert p_values(both) == pytest.approx([0.4795] * 2, abs=5e-5)
+    assert p_values([ClientGain((), 0, 0, (0.0,), 0.0)]) == [1.0]
+
+
+def test_markdown_has_a_row_for_each_row() -> None:
+    table = Table(("Method", "Score"), (("FedAvg", "1.0"), ("local", "2.0")), "A note.")
+    assert (
+        markdown(table)
+        == "| Method | Score |\n| --- | ---: |\n| FedAvg | 1.0 |\n| local | 2.0 |\n\nA note.\n"
+    )
