@@ -46,8 +46,11 @@ def places_of(sizes: Sequence[int], rest: int, memory: Sequence[int]) -> list[in
 
 
 def spread_decoder(vlm: Vlm) -> None:
-    """Move a model to this machine's cards, in place, with its decoder's layers where `places_of` puts them."""
-    layers, cards = layers_of(vlm), range(torch.cuda.device_count())
+    """Move a model to this machine's cards, in place, with its decoder's layers where `places_of` puts them.
+
+    A model whose layers share keys and values (Gemma 4) has the first card alone, and the host's memory.
+    """
+    layers, cards = layers_of(vlm), range(1 if shares_keys(vlm) else torch.cuda.device_count())
     sizes = list(map(_bytes, layers))
     memory = [torch.cuda.get_device_properties(card).total_memory for card in cards]
     numbers = places_of(sizes, _bytes(vlm.model) - sum(sizes), memory)
@@ -79,6 +82,11 @@ def place_layers(vlm: Vlm, places: Sequence[Place], first: torch.device) -> None
     for value in (*vlm.model.parameters(), *vlm.model.buffers()):
         if id(value) not in elsewhere:
             value.data = value.data.to(first)
+
+
+def shares_keys(vlm: Vlm) -> bool:
+    """Return whether some layers read keys and values of another layer, on whose card they must therefore be."""
+    return bool(getattr(vlm.model.config.get_text_config(), "num_kv_shared_layers", 0))
 
 
 def _bytes(module: nn.Module) -> int:
