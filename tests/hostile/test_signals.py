@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.shares import share
@@ -146,20 +147,30 @@ def test_clients_of_a_killed_worker_are_missing_and_the_run_continues(
     process, folder = begin("run", workers=2), tmp_path / "out"
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
-    def missing() -> list[int]:
+    def rounds() -> list[dict[str, Any]]:
         lines = (folder / "record.jsonl").read_text().splitlines()[:-1]  # the last may be half written
-        rounds = [json.loads(line) for line in lines if '"missing"' in line]
-        return [one["round"] for one in rounds if any("SIGKILL" in why["reason"] for why in one["missing"])]
+        return [one for one in map(json.loads, lines) if one["kind"] == "round"]
+
+    def missing() -> list[int]:
+        return [
+            one["round"]
+            for one in rounds()
+            if any("SIGKILL" in why["reason"] for why in one.get("missing", []))
+        ]
+
+    before = 0
 
     def killed() -> bool:
+        nonlocal before
         assert process.poll() is None
-        if not commits(folder):
-            return False
-        if not missing():
-            with suppress(ProcessLookupError, IndexError):  # it may have ended by itself
+        # One in each round at most. A process that has sent all is not missed: then one of a later round is killed.
+        if not missing() and (done := len(rounds())) > before:
+            with suppress(ProcessLookupError, IndexError):  # there is none between two rounds
                 os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+                before = done
         return bool(missing())
 
+    wait(lambda: commits(folder) or process.poll() is not None)
     wait(killed)
     (first, *_) = missing()
     wait(lambda: any(int(file.stem[6:]) > first + 3 for file in folder.rglob("round-*.json")))
