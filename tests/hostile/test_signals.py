@@ -94,7 +94,8 @@ def commits(folder: Path) -> bool:
             (signal.SIGINT, 2, True),
             (signal.SIGHUP, 2, False),
         ],
-        every=2,
+        every=4,
+        first=2,
     ),
 )
 def test_an_interrupted_run_shows_how_to_continue(
@@ -112,7 +113,8 @@ def test_an_interrupted_run_shows_how_to_continue(
     assert not list(folder.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("jobs", share(["2", "1"], every=2))
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_sweep_ended_by_a_signal_shows_how_to_continue(
     jobs: str, begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -140,6 +142,7 @@ def test_an_early_signal_promises_no_continuation(
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_clients_of_a_killed_worker_are_missing_and_the_run_continues(
     begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -181,6 +184,7 @@ def test_clients_of_a_killed_worker_are_missing_and_the_run_continues(
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_killed_job_fails_its_cell_and_the_others_continue(
     begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
