@@ -37,6 +37,12 @@ PATIENCE = 600.0
 STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+def hear_all() -> None:
+    """Let a command hear every signal that asks it to end, also where this process ignores some, as under nohup."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def begin(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start a command in a process group of its own, which is killed at the end."""
@@ -53,7 +59,7 @@ def begin(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=hear_all,
         )
         begun.append(process)
         return process
@@ -220,7 +226,13 @@ def test_the_second_signal_ends_at_once(number: int) -> None:
         f"        os.kill(os.getpid(), {int(number)})\n"
         "        time.sleep(60)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        preexec_fn=hear_all,
+    )
     assert ended.stdout == "heard\n"
     assert ended.returncode == -number
 
