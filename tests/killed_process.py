@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 
@@ -34,5 +35,6 @@ def killed_at(work: Callable[[], object], dies: Callable[[int, str], bool], afte
         work()
     except BaseException:
         traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(1)  # it was not killed

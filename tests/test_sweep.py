@@ -6,13 +6,12 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.killed_process import killed_at
 from typer.testing import CliRunner, Result
 
 from fedloom.cli.run_commands import app
@@ -374,34 +373,19 @@ def test_cells_in_several_processes_have_the_same_bytes(
         assert adapter(folder / row["folder"]) == adapter(undisturbed[0] / wanted["folder"])
 
 
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from fedloom.experiment.grid import load_grid
-from fedloom.system.manifest import Manifest, add_to_manifest
-from fedloom.system.processes import can_fork
-from fedloom.system.progress import Progress
-from fedloom.runs.sweep import run_sweep
-import torch
-torch.set_num_threads(1)
-real = os.replace
-def replace(source, target):
-    if "cells/lora-" in str(target) and str(target).endswith("methods/fedavg/result.json"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(source, target)
-os.replace = replace
-run_sweep(load_grid(sys.argv[1]), Path(sys.argv[2]), lambda line: None, lambda: Progress(None))
-"""
-
-
+@pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 def test_a_sweep_killed_in_its_second_cell_ends_with_the_same_bytes(
     real: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "all"
-    killed = subprocess.run(
-        [sys.executable, "-c", CHILD, str(real), str(folder)], capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+
+    def dies(_: int, target: str) -> bool:
+        return "cells/lora-" in target and target.endswith("methods/fedavg/result.json")
+
+    def quietly() -> None:
+        run_sweep(load_grid(str(real)), folder, lambda line: None, lambda: Progress(None))
+
+    assert killed_at(quietly, dies)
     states = [cell["state"] for cell in json.loads((folder / "sweep.json").read_text())["cells"]]
     assert states == ["done", "begun", "waiting"]
     lines: list[str] = []

@@ -58,8 +58,7 @@ def collect_into(file: Path, folders: Sequence[Path], monkeypatch: pytest.Monkey
 
 def test_pieces_in_two_calls_are_the_grid_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = [sweep(tmp_path / "b", CELLS[2:]), sweep(tmp_path / "a", CELLS[:2])]
-    for piece in pieces:
-        twice = collect_into(tmp_path / "pieces.json", [piece], monkeypatch)
+    _, twice = (collect_into(tmp_path / "pieces.json", [piece], monkeypatch) for piece in pieces)
     once = collect_into(tmp_path / "both.json", pieces, monkeypatch)
     whole = collect_into(tmp_path / "whole.json", [sweep(tmp_path / "all", CELLS)], monkeypatch)
     assert twice == once == whole
