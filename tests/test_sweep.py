@@ -112,7 +112,7 @@ def test_quiet_and_json_leave_only_the_result(engine: Engine) -> None:
 def test_comparisons_of_the_grid_are_printed_and_saved(engine: Engine) -> None:
     output = sweep().stdout
     assert "Paired comparisons, in points" in output
-    assert "scenario against even: gaps 0.0†" in output.replace(" (Accuracy)", "")
+    assert "scenario against even: gaps 0.0†" in output.replace(" (Accuracy, global test)", "")
     assert "local −25.0†*" in output
     comparisons = json.loads(Path("all/result.json").read_text())["comparisons"]
     (local,) = [one for one in comparisons if (one["factor"], one["by"]) == ("method", None)]

@@ -74,6 +74,9 @@ def test_python_has_the_rows_of_the_command(runs: Path) -> None:
     assert fedloom.leaderboard([runs / "seed-0", runs / "seed-1"]).rows.where(board=1)[0].seeds == (0, 1)
     with pytest.raises(UserError, match="none is not a folder"):
         fedloom.leaderboard(runs / "none")
+    for wrong in (3, [3], None):
+        with pytest.raises(UserError, match="expected a folder or a list of folders"):
+            fedloom.leaderboard(wrong)  # type: ignore[arg-type]
 
 
 def test_a_damaged_result_is_left_out_with_the_reason(runs: Path, tmp_path: Path) -> None:

@@ -318,3 +318,17 @@ def test_the_interval_of_both_levels_is_wider_than_that_of_either(tmp_path):
     assert table is not None
     assert row_of(table, "FedAvg")["Both levels"] == f"±{100 * verdict.both_levels:.1f}"
     assert sweep_verdict(sweep.cells[:1], "fedavg", "local").both_levels is None  # one seed has one level
+
+
+def test_gains_over_training_alone_are_of_the_shared_model_as_their_note_says(tmp_path):
+    """Fine-tuned FedAvg has both kinds of models, pLoRA own ones only."""
+    sweep = read_sweep(sweep_of(tmp_path, PERSONAL))
+    table = gain_table(sweep)
+    assert (
+        table is not None
+        and "the shared model (without one, the mean over the clients' own models)" in table.note
+    )
+    (row,) = table.rows
+    found = dict(zip(table.columns, row, strict=True))
+    gains = [found[name].rstrip("†*") for name in ("FedAvg", "FedAvg + fine-tuning", "FedAvg + pLoRA")]
+    assert gains == ["+30.0", "+35.0", "+5.0"]

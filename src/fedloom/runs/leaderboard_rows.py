@@ -10,6 +10,7 @@ from typing import Any
 from fedloom.report.leaderboard import Board, boards
 from fedloom.runs.leaderboard_results import read_results
 from fedloom.runs.typed_table import Table
+from fedloom.system.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ class Leaderboard:
 def leaderboard(folders: Sequence[Path | str] | Path | str) -> Leaderboard:
     """Rank the methods of finished runs; see `fedloom.leaderboard`."""
     given = [folders] if isinstance(folders, str | Path) else folders
+    if not isinstance(given, Sequence) or not all(isinstance(folder, str | Path) for folder in given):
+        raise UserError(f"folders: expected a folder or a list of folders, not {folders!r}")
     results, skipped = read_results([Path(folder) for folder in given])
     left_out = (SkippedRun(str(folder), reason) for folder, reason in skipped)
     return Leaderboard(Table(Standing, _standings(boards(results))), Table(SkippedRun, left_out))

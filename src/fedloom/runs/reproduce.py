@@ -71,7 +71,7 @@ def run_of(name: str, folders: Sequence[Path], seed: int | None = None) -> Path:
     chosen = [one for key, one in sorted(found.items()) if seed in (None, one.seed)]
     if not chosen:
         raise UserError(
-            f"{name} has no run with seed {seed}; it has {', '.join(str(key[0]) for key in sorted(found))}"
+            f"{name} has no run with seed {seed}; it has {', '.join(map(str, sorted({key[0] for key in found})))}"
         )
     return Path(chosen[0].folder)
 

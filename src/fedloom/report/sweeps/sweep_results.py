@@ -276,7 +276,7 @@ def paired_difference(
     """
     kinds: list[tuple[Models, Models]] = [(shared_model, shared_model), (own_models, own_models)]
     if base(other) == "local":
-        kinds.append((shared_model, own_models))
+        kinds.insert(1, (shared_model, own_models))
     for ours_of, theirs_of in kinds:
         ours, theirs = by_seed(cells, method, metric, ours_of), by_seed(cells, other, metric, theirs_of)
         if paired := estimate([value - theirs[seed] for seed, value in ours.items() if seed in theirs]):
