@@ -188,7 +188,7 @@ def _choice(experiment: Experiment, site: Site, classes: Iterable[ClientClass], 
     )
     if engine.side_by_side != "auto":
         choice = replace(choice, rows=engine.side_by_side)
-    if engine.workers != "auto":
+    if engine.workers != "auto" and machine.device == "cpu":  # a card has memory of its own
         choice = replace(choice, workers=engine.workers)
     if engine.backend == "in-process":
         choice = replace(choice, workers=1)
