@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.models.tiny import Drawn
+from tests.shares import share
 from tests.test_layers import FLOOR_OF
 from transformers import DeepseekVLConfig, DeepseekVLForConditionalGeneration
 from typer.testing import CliRunner
@@ -201,7 +202,7 @@ def test_the_commands_of_the_guides_run(guide: tuple[str, Path]) -> None:
     assert shown[file.name] in (folder / "report.html").read_text()
 
 
-@pytest.mark.parametrize("guide", GUIDES, indirect=True)
+@pytest.mark.parametrize("guide", share(GUIDES, every=2), indirect=True)
 def test_the_python_of_the_guides_runs(guide: tuple[str, Path]) -> None:
     name, _ = guide
     _, *rest = blocks(ROOT / f"docs/{name}.md", "python")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.e2e.test_runs import experiment
+from tests.shares import share
 from typer.testing import CliRunner
 
 from fedloom.algorithms import ENTRIES
@@ -72,15 +73,18 @@ def sent(folder: Path, name: str) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"methods": ["fedavg"]},
-        {"methods": ["scaffold"]},
-        {"methods": ["fedkseed"], "train": {"rounds": 3, "optimizer": "sgd"}},
-        {"strategy": {"name": "two-stage", "rank": 2}},
-        {"strategy": {"name": "share-connector", "rank": 2}},
-        {"communication": {"up": "int8", "down": "bf16"}},
-        {"train": {"rounds": 3, "cohort": 2}},
-    ],
+    share(
+        [
+            {"methods": ["fedkseed"], "train": {"rounds": 3, "optimizer": "sgd"}},
+            {"methods": ["fedavg"]},
+            {"strategy": {"name": "two-stage", "rank": 2}},
+            {"methods": ["scaffold"]},
+            {"communication": {"up": "int8", "down": "bf16"}},
+            {"strategy": {"name": "share-connector", "rank": 2}},
+            {"train": {"rounds": 3, "cohort": 2}},
+        ],
+        every=2,
+    ),
     ids=str,
 )
 def test_predicted_bytes_are_the_messages_lengths(

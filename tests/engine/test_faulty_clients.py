@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.clients import PERMISSIVE, Corrupted, run_of, site_of, start_of
 from tests.hostile.updates import scaled
+from tests.shares import each_once
 
 from fedloom.algorithms.compose import Given, compose
 from fedloom.config.schema import Train
@@ -31,21 +32,20 @@ def end(method: str, faulty: int | None) -> tuple[torch.Tensor, float]:
     return training_state.state.params.flat, sum(honest) / len(honest)
 
 
-@pytest.mark.parametrize("faulty", [20, 23, 26])
-@pytest.mark.parametrize(
-    "method",
-    [
-        "fedavg+krum",
-        "fedavg+multi-krum",
-        "fedavg+median",
-        "fedavg+trimmed-mean",
-        "fedavg+geometric-median",
-        "fedavg+centered-clipping",
-        "fedavg+median+nearest-mixing",
-        "fedavg+median+bucketing",
-        "fedavg+krum+clip",
-    ],
+ROBUST = (
+    "fedavg+krum",
+    "fedavg+multi-krum",
+    "fedavg+median",
+    "fedavg+trimmed-mean",
+    "fedavg+geometric-median",
+    "fedavg+centered-clipping",
+    "fedavg+median+nearest-mixing",
+    "fedavg+median+bucketing",
+    "fedavg+krum+clip",
 )
+
+
+@pytest.mark.parametrize(("method", "faulty"), each_once(ROBUST, (20, 23, 26)))
 def test_robust_aggregates_end_among_the_honest_clients(method: str, faulty: int) -> None:
     result, best = end(method, faulty)
     assert float((result - best).abs().max()) <= 3.5  # half of what lies between the honest clients

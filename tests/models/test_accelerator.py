@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.shares import fast_if
 from tests.simulated_accelerator import Accelerator, MixedDevices, simulated_accelerator
 
 from fedloom.client.backpropagation import backpropagate
@@ -32,7 +34,7 @@ FAMILIES_THAT_SEE = [name for name, family in FAMILIES.items() if family.images]
 
 
 def families(names: Iterable[str] = FAMILIES) -> list[Any]:
-    return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(names)]
+    return fast_if(sorted(names), lambda _, name: name in FAST)
 
 
 def masks(client: int) -> Masks:
@@ -66,8 +68,12 @@ USES: dict[str, Callable[[Vlm], Any]] = {
 }
 
 
-@pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("name", families())
+FAST_USES = [("llava", use) for use in USES] + [("qwen2_5_vl", "train"), ("gemma3", "score")]
+
+
+@pytest.mark.parametrize(
+    ("name", "use"), fast_if(product(sorted(FAMILIES), USES), lambda _, case: case in FAST_USES)
+)
 def test_an_accelerator_computes_what_the_processor_does(
     name: str, use: str, saved: Callable[[str], Path]
 ) -> None:
