@@ -97,7 +97,10 @@ def collect(file: Path, folders: list[Path]) -> dict[str, Any]:
 
 def main() -> None:
     file, *folders = (Path(word) for word in sys.argv[1:])
-    value = collect(file, folders)
+    try:
+        value = collect(file, folders)
+    except UserError as error:
+        raise SystemExit(str(error)) from None
     cells = ",\n".join(f"{json.dumps(name)}: {json.dumps(cell)}" for name, cell in value.pop("cells").items())
     head = json.dumps(value, indent=0)[:-2]
     write_atomic(file, f'{head},\n"cells": {{\n{cells}\n}}}}\n'.encode())

@@ -91,6 +91,17 @@ def test_the_doctor_names_every_package_of_the_metadata() -> None:
         assert word in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("told", "line"), [("1", "ok   offline: HF_HUB_OFFLINE set"), ("0", "--   offline: HF_HUB_OFFLINE and")]
+)
+def test_the_doctor_says_whether_libraries_are_offline(
+    told: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", told)
+    assert line in CliRunner().invoke(app, ["doctor"]).stdout
+
+
 def test_a_fault_ends_with_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "file"))

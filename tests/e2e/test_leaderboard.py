@@ -112,6 +112,13 @@ def test_an_entry_is_reproduced_byte_for_byte(runs: Path, tmp_path: Path) -> Non
     assert {"scores of fedavg", "predictions.jsonl", "adapter/adapter_model.safetensors"} <= set(
         value["equal"]
     )
+    other = [*words, "--json"]
+    other[other.index("--seed") + 1] = "0"
+    out = CliRunner().invoke(app, other)
+    assert out.exit_code == 2, "the folder holds another experiment"
+    out = CliRunner().invoke(app, [*other, "--rerun"])
+    assert out.exit_code == 0, out.output
+    assert json.loads(out.stdout)["reproduced"] is True
 
 
 def test_what_differs_is_named(runs: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from collect_grid import collect, main
 from fedloom.run_log import RunLog
-from fedloom.system.errors import UserError
 from fedloom.system.manifest import Manifest, add_to_manifest, files_in, write_manifest
 
 from .conftest import make_run
@@ -87,7 +86,7 @@ def test_a_cell_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pyte
     file = tmp_path / "grid.json"
     before = collect_into(file, [sweep(tmp_path / "one", CELLS)], monkeypatch)
     other = sweep(tmp_path / "other", CELLS[1:2], digest="cd" * 32)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(SystemExit) as raised:
         collect_into(file, [other], monkeypatch)
     assert str(raised.value) == f"{file} holds even_seed-1 with other settings than {other}"
     assert file.read_bytes() == before

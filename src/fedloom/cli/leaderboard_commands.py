@@ -15,6 +15,7 @@ from fedloom.cli.options import (
     Places,
     PluginFiles,
     Quiet,
+    Rerun,
     echo,
     echo_json,
     print_error,
@@ -77,6 +78,7 @@ def reproduce(
     ] = None,
     changes: Places = None,
     plugins: PluginFiles = None,
+    rerun: Rerun = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -96,6 +98,7 @@ def reproduce(
                 progress,
                 changes or (),
                 plugins or (),
+                rerun=rerun,
             )
         finally:
             progress.close()

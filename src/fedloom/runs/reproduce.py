@@ -10,7 +10,15 @@ from fedloom.report.federation_gain import main_score
 from fedloom.report.run_results import number
 from fedloom.report.tables import percent
 from fedloom.runs.leaderboard_results import read_results
-from fedloom.runs.run_folder import ADAPTER, EXPERIMENT, FLOWER, RESULT, experiment_to_resume, is_finished
+from fedloom.runs.run_folder import (
+    ADAPTER,
+    EXPERIMENT,
+    FLOWER,
+    RESULT,
+    discard,
+    experiment_to_resume,
+    is_finished,
+)
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest
@@ -77,7 +85,13 @@ def run_of(name: str, folders: Sequence[Path], seed: int | None = None) -> Path:
 
 
 def reproduce(
-    folder: Path, out: Path, progress: Progress, changes: Sequence[str] = (), plugins: Sequence[str] = ()
+    folder: Path,
+    out: Path,
+    progress: Progress,
+    changes: Sequence[str] = (),
+    plugins: Sequence[str] = (),
+    *,
+    rerun: bool = False,
 ) -> Reproduction:
     """Run the experiment of a finished run in a new folder, or continue that, and compare both.
 
@@ -87,6 +101,7 @@ def reproduce(
         progress: Shows the progress of the run.
         changes: Current places of data and models, such as `data.root=NEW`.
         plugins: Current paths of the run's plug-ins.
+        rerun: Discard what a run wrote into the new folder before.
 
     Raises:
         UserError: The run was over sites, both folders are the same, or the experiment cannot be run.
@@ -97,7 +112,10 @@ def reproduce(
         )
     if out.resolve() == folder.resolve():
         raise UserError(f"{out} is the run itself; choose another folder with --out")
-    run_experiment(experiment_to_resume(folder, changes, plugins), out, progress)
+    experiment = experiment_to_resume(folder, changes, plugins)
+    if rerun:
+        discard(out)
+    run_experiment(experiment, out, progress)
     pairs = list(comparisons(folder, out))
     return Reproduction(
         folder,

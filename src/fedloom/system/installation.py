@@ -16,6 +16,10 @@ ENOUGH_DISK = 10**9
 """Bytes that a working folder should have left."""
 
 
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""Environment variables that keep libraries from asking a hub."""
+
+
 class Check(NamedTuple):
     """The outcome of one check.
 
@@ -34,7 +38,14 @@ def installation_checks(folder: Path) -> list[Check]:
     Args:
         folder: A folder in which runs would be written.
     """
-    return [*_python(), *_devices(), *_packages(), _writable("cache", cache_folder()), _disk(folder)]
+    return [
+        *_python(),
+        *_devices(),
+        *_packages(),
+        _offline(),
+        _writable("cache", cache_folder()),
+        _disk(folder),
+    ]
 
 
 def _python() -> list[Check]:
@@ -55,6 +66,15 @@ def _devices() -> list[Check]:
         Check(True, f"torch {torch.__version__}, built for {build}; {torch.get_num_threads()} threads"),
         Check(True if names else None, f"devices: {found}; without one, models run on the CPU"),
     ]
+
+
+def _offline() -> Check:
+    """Say which libraries are told to stay offline; fedloom does without the network unless a flag allows it."""
+    told = [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
+    found = f"{', '.join(told)} set" if told else f"{' and '.join(OFFLINE)} not set"
+    return Check(
+        True if told else None, f"offline: {found}; fedloom uses the network only where a flag allows it"
+    )
 
 
 def _packages() -> list[Check]:
