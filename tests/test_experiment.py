@@ -313,6 +313,8 @@ def another(path):
         return next(choice for choice in choices if choice != default)
     if "boolean" in kinds:
         return not default
+    if constants := [option["const"] for option in options if "const" in option]:
+        return constants[0]
     if "integer" in kinds:
         return (default if isinstance(default, int) else 0) + 1
     if "number" in kinds:
