@@ -313,8 +313,6 @@ def another(path):
         return next(choice for choice in choices if choice != default)
     if "boolean" in kinds:
         return not default
-    if constants := [option["const"] for option in options if "const" in option]:
-        return constants[0]
     if "integer" in kinds:
         return (default if isinstance(default, int) else 0) + 1
     if "number" in kinds:
@@ -322,6 +320,8 @@ def another(path):
     if "array" in kinds:
         items = next(option["items"] for option in options if option.get("type") == "array")
         return [1] if items["type"] == "integer" else ["q_proj"]
+    if constants := [option["const"] for option in options if "const" in option]:
+        return constants[0]
     return "digits"
 
 
