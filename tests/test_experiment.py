@@ -320,6 +320,8 @@ def another(path):
     if "array" in kinds:
         items = next(option["items"] for option in options if option.get("type") == "array")
         return [1] if items["type"] == "integer" else ["q_proj"]
+    if constants := [option["const"] for option in options if "const" in option]:
+        return constants[0]
     return "digits"
 
 
