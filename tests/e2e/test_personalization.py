@@ -128,9 +128,9 @@ def test_models_that_several_methods_share_answer_once(
     """Two models of clients and the shared one, on three slices; the scores are those of a run with other methods."""
     real, asked = Site.answer, list[Question]()
 
-    def counted(self: Site, questions: Sequence[Question], workers: int = 1) -> Any:
+    def counted(self: Site, questions: Sequence[Question], *options: Any) -> Any:
         asked.extend(question for question in questions if question.test == "test")
-        return real(self, questions, workers)
+        return real(self, questions, *options)
 
     monkeypatch.setattr(Site, "answer", counted)
     methods = ["fedavg+average-alone", "local", "local+prior", "fedavg+prior", "fedavg"]
