@@ -16,6 +16,7 @@ from tests.simulated_accelerator import Accelerator, simulated_accelerator
 
 from fedloom.algorithms import SERVERS
 from fedloom.client import backpropagation
+from fedloom.client.site import Site
 from fedloom.experiment.experiment import Experiment
 from fedloom.runs import run_setup
 from fedloom.runs.single_run import run_experiment
@@ -67,6 +68,31 @@ def test_a_run_on_an_accelerator_has_the_numbers_of_a_run_on_the_processor(
 ) -> None:
     expected, result = both(experiment(tiny_model, strategy={"dropout": 0.1}), tmp_path)
     assert result == expected and expected[1]
+
+
+def test_a_whole_run_asks_for_deterministic_kernels(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are asked for in training and in evaluation; two runs are equal, and close to that of the processor."""
+    asked = dict[str, set[bool]]()
+    for name in ("update", "answer"):
+
+        def noted(self: Any, *given: Any, of: Any = getattr(Site, name), name: str = name) -> Any:
+            asked.setdefault(name, set()).add(torch.are_deterministic_algorithms_enabled())
+            return of(self, *given)
+
+        monkeypatch.setattr(Site, name, noted)
+    here = experiment(tiny_model, engine={"deterministic": True})
+    processor = outcome(here, tmp_path / "processor")
+    assert asked == {"update": {False}, "answer": {False}}
+    asked.clear()
+    with simulated_accelerator():
+        first, second = (outcome(here, tmp_path / name) for name in ("first", "second"))
+    assert asked == {"update": {True}, "answer": {True}}
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert first == second
+    for name, values in processor[1].items():
+        torch.testing.assert_close(torch.tensor(first[1][name]), torch.tensor(values), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
