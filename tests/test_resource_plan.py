@@ -13,6 +13,7 @@ from tests.shares import share
 from typer.testing import CliRunner
 
 from fedloom.algorithms import ENTRIES
+from fedloom.cli.plan_command import DIVIDED
 from fedloom.cli.run_commands import app
 from fedloom.client.site import Site
 from fedloom.engine.machine_choices import saved_bytes
@@ -170,6 +171,8 @@ def test_the_command_prints_every_kind_of_memory_and_reads_no_weights(
         assert word in result.stdout
     value = json.loads(CliRunner().invoke(app, ["plan", "smoke", "--json"]).stdout)
     assert value["probed"] is False
+    divided = CliRunner().invoke(app, ["plan", "smoke", "--set", "model.device_map=auto"])
+    assert divided.stdout == result.stdout + DIVIDED + "\n"
 
 
 def test_a_probe_measures(tiny_model: Path, tmp_path: Path) -> None:

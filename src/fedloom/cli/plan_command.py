@@ -41,7 +41,11 @@ def plan(
         result = plan_run(experiment)
         if probe:
             result = probed(experiment, result)
-        echo_json(result.to_json()) if as_json else echo("\n".join(_lines(result)))
+        divided = [DIVIDED] if experiment.model.device_map is not None else []
+        echo_json(result.to_json()) if as_json else echo("\n".join([*_lines(result), *divided]))
+
+
+DIVIDED = "model.device_map divides the decoder among cards and the host's memory: one card needs less than this, and steps take longer."
 
 
 def _lines(plan: ResourcePlan) -> Iterator[str]:
