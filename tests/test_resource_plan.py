@@ -172,7 +172,7 @@ def test_the_command_prints_every_kind_of_memory_and_reads_no_weights(
     value = json.loads(CliRunner().invoke(app, ["plan", "smoke", "--json"]).stdout)
     assert value["probed"] is False
     divided = CliRunner().invoke(app, ["plan", "smoke", "--set", "model.device_map=auto"])
-    assert divided.stdout == result.stdout + DIVIDED + "\n"
+    assert DIVIDED in divided.stdout and DIVIDED not in result.stdout
 
 
 def test_a_probe_measures(tiny_model: Path, tmp_path: Path) -> None:
