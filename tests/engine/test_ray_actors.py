@@ -78,6 +78,7 @@ def test_actors_give_the_updates_of_one_process(cluster: Any, tiny_model: Path, 
 
 
 @needs_ray
+@pytest.mark.slow
 def test_clients_side_by_side_have_the_bits_that_they_have_in_one_process(
     cluster: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_clients_side_by_side_have_the_bits_that_they_have_in_one_process(
 
 
 @needs_ray
+@pytest.mark.slow
 def test_clients_of_an_actor_that_is_killed_are_trained_again(
     cluster: Any, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def grid(tiny_model: Path, tmp_path: Path, backend: str) -> Any:
 
 
 @needs_ray
+@pytest.mark.slow
 def test_cells_on_a_cluster_come_out_as_in_this_process(tiny_model: Path, tmp_path: Path) -> None:
     results = []
     for backend, jobs in (("in-process", 1), ("ray", 2)):

@@ -42,6 +42,7 @@ def test_clients_learn_what_they_learn_in_plain_layers(
     assert not any("forward" in vars(layer) for layer in layers_of(tuned.vlm))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
 def test_code_made_by_the_compiler_learns_the_same(tuned: Tuned) -> None:
     plain = deltas(tuned, jobs(tuned, 1))[0]

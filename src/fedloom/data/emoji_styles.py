@@ -20,6 +20,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,13 +238,14 @@ def is_distractor(other: dict[str, Any], record: dict[str, Any]) -> bool:
         other: The record of the emoji whose name is in the question.
         record: The record of the emoji in the image.
     """
-    theirs, ours = _stems(other["name"]), _stems(record["name"])
-    words = ours | _stems(" ".join(record["keywords"]))
     if other["base"] == record["base"] or record["name"] in KINDS.get(other["name"], ()):
         return False
+    theirs, ours = _stems(other["name"]), _stems(record["name"])
+    words = ours | _stems(" ".join(record["keywords"]))
     return not theirs <= words and not ours <= theirs
 
 
+@cache  # each drawing is compared with all others of its vendor
 def _stems(text: str) -> frozenset[str]:
     """Return the words of a text without the endings of plurals and participles.
 
