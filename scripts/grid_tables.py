@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist, fmean, variance
@@ -94,6 +93,11 @@ class ClientGain(NamedTuple):
         return fmean(self.gains)
 
 
+def setting_of(cell: CellRun) -> tuple[str, ...]:
+    """Return the labels of a cell on all axes but those of the seed and of the training."""
+    return tuple(str(value) for axis, value in cell.values.items() if axis not in (SEED, REPEAT))
+
+
 def gains_of(sweep: SweepRun, method: str, alone: str) -> list[ClientGain]:
     """Return the gain of every client of every setting and seed, over all trainings that have both methods.
 
@@ -109,10 +113,9 @@ def gains_of(sweep: SweepRun, method: str, alone: str) -> list[ClientGain]:
         }
         scores = {name: cell.scores[name] for name in (alone, method)}
         verdict = verdict_on({**cell.result, "scores": scores, "agreement": {method: agreed}}, method)
-        setting = tuple(str(value) for axis, value in cell.values.items() if axis not in (SEED, REPEAT))
         for gain in verdict.gains if verdict else ():
             low, high = gain.interval or (gain.points, gain.points)
-            key = setting, cell.values[SEED], gain.client
+            key = setting_of(cell), cell.values[SEED], gain.client
             found.setdefault(key, []).append((gain.points, ((high - low) / 2 / Z) ** 2))
     return [
         ClientGain(*key, tuple(gain for gain, _ in pairs), fmean(spread for _, spread in pairs))
@@ -145,6 +148,17 @@ def over_seeds(gains: Sequence[ClientGain]) -> Estimate | None:
     return estimate(map(fmean, by_seed.values()))
 
 
+def summary(gains: Sequence[ClientGain]) -> dict[str, str]:
+    """Return what every table says of the gains of some clients, by column."""
+    means = [gain.mean for gain in gains]
+    return {
+        "Mean gain": estimate_text(over_seeds(gains), "+"),
+        "Better off": f"{sum(one > 0 for one in means)} of {len(means)}",
+        "Worst": signed(min(means)),
+        "Bottom fifth": signed(bottom_fifth(means)),
+    }
+
+
 def gain_table(sweep: SweepRun, alone: str) -> Table:
     """Return what each method brings clients over a baseline, with every client's trainings averaged."""
     rows = []
@@ -154,17 +168,17 @@ def gain_table(sweep: SweepRun, alone: str) -> Table:
             continue
         adjusted = holm(p_values(gains))
         clear = [gain.mean for gain, p in zip(gains, adjusted, strict=True) if p <= LEVEL]
-        better, means = sum(gain.mean > 0 for gain in gains), [gain.mean for gain in gains]
-        low, high = interval(better / len(gains), len(gains))
+        low, high = interval(sum(gain.mean > 0 for gain in gains) / len(gains), len(gains))
+        about = summary(gains)
         rows.append(
             (
                 label(method),
-                estimate_text(over_seeds(gains), "+"),
-                f"{better} of {len(gains)}",
+                about["Mean gain"],
+                about["Better off"],
                 f"{100 * low:.0f} to {100 * high:.0f} %",
                 f"{sum(one > 0 for one in clear)} / {sum(one < 0 for one in clear)}",
-                signed(min(means)),
-                signed(bottom_fifth(means)),
+                about["Worst"],
+                about["Bottom fifth"],
                 str(min(len(gain.gains) for gain in gains)),
             )
         )
@@ -182,26 +196,14 @@ def gain_table(sweep: SweepRun, alone: str) -> Table:
 
 
 def setting_table(sweep: SweepRun, method: str, alone: str) -> Table:
-    """Return the gains of a method by the labels of the first axis, beside the score of its shared model."""
-    rows = []
-    for setting in dict.fromkeys(cell.values[sweep.settings[0]] for cell in sweep.cells):
-        cells = tuple(cell for cell in sweep.cells if cell.values[sweep.settings[0]] == setting)
-        part = replace(sweep, cells=cells)
-        gains = gains_of(part, method, alone)
-        if not gains:
-            continue
-        means = [gain.mean for gain in gains]
-        shared = mean_over_seeds(cells, method, of=for_everybody)
-        rows.append(
-            (
-                str(setting),
-                estimate_text(shared),
-                estimate_text(over_seeds(gains), "+"),
-                f"{sum(one > 0 for one in means)} of {len(means)}",
-                signed(min(means)),
-                signed(bottom_fifth(means)),
-            )
-        )
+    """Return the gains of a method by setting, beside the score of its shared model."""
+    rows, by_setting = list[tuple[str, ...]](), dict[tuple[str, ...], list[ClientGain]]()
+    for gain in gains_of(sweep, method, alone):
+        by_setting.setdefault(gain.setting, []).append(gain)
+    for setting, gains in by_setting.items():
+        cells = [cell for cell in sweep.cells if setting_of(cell) == setting]
+        shared = estimate_text(mean_over_seeds(cells, method, of=for_everybody))
+        rows.append((", ".join(setting) or "all", shared, *summary(gains).values()))
     return Table(("Setting", "Shared model", "Mean gain", "Better off", "Worst", "Bottom fifth"), tuple(rows))
 
 

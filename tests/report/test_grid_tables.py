@@ -74,6 +74,18 @@ def test_rows_of_settings_divide_the_clients(value: dict[str, Any]) -> None:
     assert setting_table(without, "fedavg", "local").rows == table.rows[:1]
 
 
+def test_a_grid_of_seeds_alone_has_one_row(value: dict[str, Any]) -> None:
+    cells = {
+        name: {**cell, "axes": {"seed": cell["axes"]["seed"]}}
+        for name, cell in value["cells"].items()
+        if cell["axes"]["scenario"] == "even"
+    }
+    grid = sweep_of({**value, "axes": {"seed": [0, 1]}, "cells": cells})
+    (row,) = setting_table(grid, "fedavg", "local").rows
+    assert row[0] == "all"
+    assert row[1:] == setting_table(sweep_of(value), "fedavg", "local").rows[0][1:]
+
+
 def test_p_values_by_hand() -> None:
     """A gain of two standard errors has p = .0455, whether they come from questions or from trainings, and of one .3173."""
     alone = [ClientGain((), 0, 0, (0.1,), 0.05**2)]

@@ -69,7 +69,7 @@ def _devices() -> list[Check]:
 
 
 def _offline() -> Check:
-    """Say which libraries are told to stay offline; fedloom does without the network unless a flag allows it."""
+    """Check whether environment variables keep libraries offline; fedloom itself uses the network only where a flag allows it."""
     told = [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
     found = f"{', '.join(told)} set" if told else f"{' and '.join(OFFLINE)} not set"
     return Check(
