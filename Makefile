@@ -1,5 +1,5 @@
 # make quickstart   run the main job: bundled model, bundled real data, a table and a report
-# make test         run the tests
+# make test         run the tests, in two processes (or in four: make test JOBS=4)
 # make test-slow    run the tests that take long: every pair of a family, an algorithm or a fault with every law
 # make check        lint, types, layers
 # make docs         build the docs site, build/site/index.html
@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BENCH := .venv-bench
 BIN := $(VENV)/bin
+JOBS := 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -18,11 +19,14 @@ export TOKENIZERS_PARALLELISM := false
 quickstart: $(VENV)/run
 	$(BIN)/fedloom run quickstart
 
+# Commands that tests start use one thread each, as the tests themselves do.
+test test-slow: export OMP_NUM_THREADS := 1
+
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m "slow or hypothesis" --hypothesis-profile many
+	$(BIN)/python -m pytest -m "slow or hypothesis" --hypothesis-profile many -n $(JOBS) --dist loadfile
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from fedloom.report.client_verdicts import LEVEL, bottom_fifth, verdict_on
 from fedloom.report.confidence_intervals import Z, holm, interval
 from fedloom.report.shared_scores import for_everybody
-from fedloom.report.significance import Estimate, estimate
+from fedloom.report.significance import Estimate, count_by_sign, estimate
 from fedloom.report.sweeps.comparison_tables import factor_title, group_by_factor, overall_table, split_tables
 from fedloom.report.sweeps.estimate_texts import estimate_text
 from fedloom.report.sweeps.sweep_page import render_sweep
@@ -27,6 +27,9 @@ from fedloom.system.json_files import read_json, write_atomic
 
 REPEAT = "train.repeat"
 """The axis of another training on the same data and clients."""
+
+COUNTS = "Better / same / worse"
+"""Clients by their mean gain; as in reports, a gain below `SAME` is none."""
 
 Json = Mapping[str, Any]
 
@@ -151,9 +154,10 @@ def over_seeds(gains: Sequence[ClientGain]) -> Estimate | None:
 def summary(gains: Sequence[ClientGain]) -> dict[str, str]:
     """Return what every table says of the gains of some clients, by column."""
     means = [gain.mean for gain in gains]
+    counts = count_by_sign(means)
     return {
         "Mean gain": estimate_text(over_seeds(gains), "+"),
-        "Better off": f"{sum(one > 0 for one in means)} of {len(means)}",
+        COUNTS: f"{counts.better} / {counts.same} / {counts.worse}",
         "Worst": signed(min(means)),
         "Bottom fifth": signed(bottom_fifth(means)),
     }
@@ -168,13 +172,13 @@ def gain_table(sweep: SweepRun, alone: str) -> Table:
             continue
         adjusted = holm(p_values(gains))
         clear = [gain.mean for gain, p in zip(gains, adjusted, strict=True) if p <= LEVEL]
-        low, high = interval(sum(gain.mean > 0 for gain in gains) / len(gains), len(gains))
+        low, high = interval(count_by_sign(gain.mean for gain in gains).better / len(gains), len(gains))
         about = summary(gains)
         rows.append(
             (
                 label(method),
                 about["Mean gain"],
-                about["Better off"],
+                about[COUNTS],
                 f"{100 * low:.0f} to {100 * high:.0f} %",
                 f"{sum(one > 0 for one in clear)} / {sum(one < 0 for one in clear)}",
                 about["Worst"],
@@ -185,8 +189,8 @@ def gain_table(sweep: SweepRun, alone: str) -> Table:
     heads = (
         "Method",
         "Mean gain",
-        "Better off",
-        "95 % interval",
+        COUNTS,
+        "Better off, 95 % interval",
         "Significantly better / worse",
         "Worst",
         "Bottom fifth",
@@ -204,7 +208,7 @@ def setting_table(sweep: SweepRun, method: str, alone: str) -> Table:
         cells = [cell for cell in sweep.cells if setting_of(cell) == setting]
         shared = estimate_text(mean_over_seeds(cells, method, of=for_everybody))
         rows.append((", ".join(setting) or "all", shared, *summary(gains).values()))
-    return Table(("Setting", "Shared model", "Mean gain", "Better off", "Worst", "Bottom fifth"), tuple(rows))
+    return Table(("Setting", "Shared model", "Mean gain", COUNTS, "Worst", "Bottom fifth"), tuple(rows))
 
 
 def markdown(table: Table) -> str:

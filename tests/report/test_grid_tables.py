@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from collect_grid import collect
+from fedloom.report.significance import SAME
 from fedloom.report.sweeps.comparison_tables import group_by_factor, overall_table
 from fedloom.report.sweeps.sweep_results import read_sweep
 from fedloom.report.sweeps.sweep_tables import global_tables
@@ -67,9 +68,12 @@ def test_rows_of_settings_divide_the_clients(value: dict[str, Any]) -> None:
     grid = sweep_of(value)
     table, gains = setting_table(grid, "fedavg", "local"), gains_of(grid, "fedavg", "local")
     assert [row[0] for row in table.rows] == ["even", "gaps"]
-    better = [row[3].split(" of ") for row in table.rows]
-    assert sum(int(count) for count, _ in better) == sum(gain.mean > 0 for gain in gains)
-    assert sum(int(all_) for _, all_ in better) == len(gains)
+    counts = [[int(count) for count in row[3].split(" / ")] for row in table.rows]
+    assert [sum(column) for column in zip(*counts, strict=True)] == [
+        sum(gain.mean >= SAME for gain in gains),
+        sum(abs(gain.mean) < SAME for gain in gains),
+        sum(gain.mean <= -SAME for gain in gains),
+    ]
     without = replace(grid, cells=grid.cells[:2])
     assert setting_table(without, "fedavg", "local").rows == table.rows[:1]
 
