@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -426,3 +427,15 @@ def test_a_sweep_counts_clients_that_are_worse_off_beside_the_score_of_the_share
     assert [one["clients"] for one in axis] == [None] * len(
         axis
     )  # clients of one setting need not be those of another
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_a_terminal_shows_three_findings_and_the_page_all(tmp_path: Path, parts: int) -> None:
+    methods = ["local", "fedavg", *[f"fedavg+part{number}" for number in range(1, parts + 1)]]
+    folder = make_sweep(tmp_path, {"seed": [0, 1]}, methods, lambda _, method: 0.1 * methods.index(method))
+    sweep = read_sweep(folder)
+    findings = [" ".join(sentence.split()) for sentence in sweep_findings(sweep)]
+    text, page = " ".join(terminal_tables(sweep).split()), html.unescape(render_sweep(sweep))
+    assert len(findings) == 1 + parts and all(sentence in " ".join(page.split()) for sentence in findings[1:])
+    assert [sentence in text for sentence in findings] == [place < 3 for place in range(1 + parts)]
+    assert ("more comparison" in text) == (parts > 2)

@@ -8,7 +8,10 @@ from fedloom.report.sweeps.chosen_settings import choices, with_chosen_values
 from fedloom.report.sweeps.sweep_results import SweepRun
 from fedloom.report.sweeps.sweep_tables import choice_table, global_tables, sweep_findings
 from fedloom.report.sweeps.sweep_verdicts import own_table, sweep_work, verdict_table
-from fedloom.report.tables import printable, split_columns
+from fedloom.report.tables import counted, printable, split_columns
+
+MOST_FINDINGS = 3
+"""Comparisons of two methods that are described in sentences; the report has all of them."""
 
 
 def terminal_tables(sweep: SweepRun, width: int = 80) -> str:
@@ -27,6 +30,9 @@ def terminal_tables(sweep: SweepRun, width: int = 80) -> str:
         pieces += [block.text(width) for block in split_columns(own, width)]
     if (verdicts := verdict_table(reduced)) is not None:
         pieces.append(f"Clients, against training alone:\n{verdicts.text(width)}")
-    sentences = [*sweep_findings(reduced), sweep_work(sweep)[0]]
+    findings = sweep_findings(reduced)
+    more = len(findings) - MOST_FINDINGS
+    rest = f"The report describes {counted(more, 'more comparison')} of two methods." if more > 0 else ""
+    sentences = [*findings[:MOST_FINDINGS], rest, sweep_work(sweep)[0]]
     pieces += [f"{textwrap.fill(printable(sentence), width)}\n" for sentence in sentences if sentence]
     return "\n".join(pieces)
