@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +16,14 @@ from tests.shares import share
 from typer.testing import CliRunner
 
 import fedloom
+from fedloom.cli.options import backend_change
 from fedloom.cli.run_commands import app
 from fedloom.config.allow_schema import Allow
 from fedloom.config.validation_errors import check_document, schema_at, schema_of
 from fedloom.config.yaml_document import read_document, without_keys
 from fedloom.experiment.experiment import Experiment
-from fedloom.experiment.recipes import SWEEP_KEYS, recipes
+from fedloom.experiment.grid import load_grid
+from fedloom.experiment.recipes import SWEEP_KEYS, is_grid, load_experiment, recipes
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -124,18 +126,59 @@ def parse(words: list[str]) -> Context:
 def test_commands_are_ones_that_fedloom_has(block: Block) -> None:
     """Commands, options, recipes and keys that a page names exist, also where running them would take long."""
     or_skip(block)
-    schema, bundled = schema_of(Experiment), recipes()
+    schema = schema_of(Experiment)
     for words in commands_of(block):
         if words == ["--version"]:
             continue
         given = parse(words).params
-        recipe = given.get("experiment")
-        if words[0] in ("run", "sweep", "show", "validate") and isinstance(recipe, str) and recipe.islower():
-            assert recipe.endswith((".yaml", ".json")) or recipe in bundled, (block.place, recipe)
         if words[0] in ("run", "sweep", "resume", "server"):
             for change in given.get("changes") or ():
                 key = change.partition("=")[0].removeprefix("grid.")
                 assert schema_at(schema, tuple(key.split("."))) or key in ("data", "scenario"), change
+
+
+def commands_to_try() -> Iterator[tuple[Block, list[str]]]:
+    for block in BLOCKS:
+        if block.language == "bash" and block.skipped is None:
+            yield from ((block, words) for words in commands_of(block))
+
+
+def commands_with_bundled_recipes() -> Iterator[object]:
+    seen = set[object]()
+    for block, words in commands_to_try():
+        if words[0] in ("run", "sweep", "server", "plan", "validate", "show"):
+            given = parse(words).params
+            if not given["recipe"].endswith((".yaml", ".json")) and not given.get("plugins"):
+                changes = (*(given.get("changes") or ()), *backend_change(given.get("backend")))
+                case = given["recipe"], changes, bool(given.get("quick"))
+                if case not in seen:
+                    yield pytest.param(*case, id=f"{block.place} {case[0]}")
+                seen.add(case)
+
+
+@pytest.mark.parametrize(("recipe", "changes", "quick"), commands_with_bundled_recipes())
+def test_recipes_exist_and_accept_the_changes(recipe: str, changes: Sequence[str], quick: bool) -> None:
+    """What takes too long to run here is valid, in every cell of a sweep."""
+    assert recipe in recipes()
+    if quick or is_grid(recipe, changes):
+        assert load_grid(recipe, changes, quick=quick).cells
+    else:
+        load_experiment(recipe, changes)
+
+
+def quick_commands() -> Iterator[object]:
+    """Yield the commands that take seconds and need nothing of the reader's."""
+    for block, words in commands_to_try():
+        needs = {"--plugin", "--root", "--server", "--data", "clear"} & set(words)
+        if words[0] in ("list", "split", "doctor", "cache") and not needs:
+            yield pytest.param(words, id=f"{block.place} {words[0]}")
+
+
+@pytest.mark.parametrize("words", quick_commands())
+def test_quick_commands_run(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize("block", of("yaml"))

@@ -271,6 +271,29 @@ def test_the_base_beside_an_adapter_is_the_base(run: FinishedRun, tmp_path: Path
     assert beside.keys() == own.keys() and all(torch.equal(beside[name], own[name]) for name in own)
 
 
+def test_an_adapter_whose_base_is_in_no_folder_says_how_to_get_one(tiny_model: Path, tmp_path: Path) -> None:
+    """The base model has a connector that was made for the run, and a run writes no whole models."""
+    from peft import AutoPeftModel
+
+    experiment = fedloom.Experiment(
+        name="new-connector",
+        data={"name": "emoji", "limit": 12, "test_share": 0.03},
+        scenario={"clients": 1},
+        model={"path": str(tiny_model), "threads": 1, "connector": "mlp2"},
+        train={"rounds": 1},
+        methods=("fedavg",),
+        engine={"workers": 1},
+    )
+    made = fedloom.run(experiment, tmp_path / "run", quiet=True)
+    export_from_run(made.folder, tmp_path / "out")
+    inside, exported = (
+        (folder / "README.md").read_text() for folder in (made.folder / "adapter", tmp_path / "out")
+    )
+    assert "fedloom export" in inside and "from_pretrained" not in inside
+    assert str((tmp_path / "out/base").resolve()) in exported and "from_pretrained" in exported
+    AutoPeftModel.from_pretrained(tmp_path / "out")
+
+
 def test_an_export_overwrites_nothing(run: FinishedRun, tmp_path: Path) -> None:
     (tmp_path / "note").touch()
     with pytest.raises(UserError, match="not an empty folder"):

@@ -43,7 +43,8 @@ def export_model(
         question: Names the model.
         folder: The folder; it is made if it does not exist.
         rank: The rank of the exported adapters; None keeps theirs.
-        base: What the base model is loaded from; None is its folder, or its name on a hub.
+        base: What the base model is loaded from; None is its folder, or its name on a hub. A base model that was made for the
+            run is in no folder; the adapter then names the folder in which `export_from_run` would write it.
 
     Raises:
         UserError: The rank is larger than that of the adapters, or there are none.
@@ -57,15 +58,14 @@ def export_model(
             )
             raise UserError(f"--rank {rank}: {most}")
         tuned, params = with_rank(tuned, params, rank)
-    place = base or (
-        str((folder / BASE).resolve()) if has_no_folder(context.experiment) else base_location(tuned.vlm)
-    )
+    if base is None and not has_no_folder(context.experiment):
+        base = base_location(tuned.vlm)
     others = {
         **processor_files(context.vlm, context.experiment),
         PROMPT: _prompt_form(context, question),
-        CARD: model_card(context, question, place, rank=rank).encode(),
+        CARD: model_card(context, question, base, rank=rank).encode(),
     }
-    export_adapter(tuned, params, folder, place, others)
+    export_adapter(tuned, params, folder, base or str((folder / BASE).resolve()), others)
 
 
 def export_from_run(

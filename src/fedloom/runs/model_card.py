@@ -40,14 +40,19 @@ model = {name}.from_pretrained("path/to/this/folder")
 
 
 def model_card(
-    context: RunContext, question: Question, base: str, *, merged: bool = False, rank: int | None = None
+    context: RunContext,
+    question: Question,
+    base: str | None,
+    *,
+    merged: bool = False,
+    rank: int | None = None,
 ) -> str:
     """Return the model card of a model.
 
     Args:
         context: The run; its method has a result.
         question: Names the model.
-        base: What the base model is loaded from.
+        base: What the base model is loaded from; None if it was made for the run and is in no folder.
         merged: Whether the folder holds a whole model.
         rank: The rank of the adapters, if it is not that of the run.
     """
@@ -67,11 +72,11 @@ def model_card(
     )
 
 
-def _head(experiment: Experiment, context: RunContext, base: str, merged: bool) -> Iterator[str]:
+def _head(experiment: Experiment, context: RunContext, base: str | None, merged: bool) -> Iterator[str]:
     """Yield the front matter; only a model of a hub can be named in it."""
     images = context.vlm.family.images
     yield "---"
-    if not Path(base).is_absolute():
+    if base is not None and not Path(base).is_absolute():
         yield f"base_model: {base}"
     yield f"library_name: {'transformers' if merged else 'peft'}"
     yield f"pipeline_tag: {'image-text-to-text' if images else 'text-generation'}"
@@ -80,7 +85,7 @@ def _head(experiment: Experiment, context: RunContext, base: str, merged: bool) 
 
 
 def _introduction(
-    context: RunContext, question: Question, base: str, merged: bool, rank: int | None
+    context: RunContext, question: Question, base: str | None, merged: bool, rank: int | None
 ) -> Iterator[str]:
     experiment, manifest = context.experiment, read_manifest(context.folder)
     whose = "the model of all clients" if question.client is None else f"client {question.client}'s own model"
@@ -89,7 +94,8 @@ def _introduction(
     yield f"This is {whose} after training with {question.method}, made by fedloom {__version__}.\n"
     yield f"* **Base model:** `{experiment.model.path}`, SHA-256 `{identity.get('base model', 'unknown')}`"
     if not merged:
-        yield f"* **Loaded from:** `{base}` (a folder is that of the machine on which the run was made)"
+        place = "no folder: it was made for this run" if base is None else f"`{base}`"
+        yield f"* **Loaded from:** {place}"
     lora = context.tuned.stage.lora
     if lora is not None and not merged:
         form = f"LoRA of rank {rank or lora.rank}, trained with rank {lora.rank}"
@@ -98,9 +104,18 @@ def _introduction(
     if merged:
         name = "AutoModelForImageTextToText" if context.vlm.family.images else "AutoModelForCausalLM"
         yield f"\n{LOAD.format(module='transformers', name=name)}"
+    elif base is None:
+        yield (
+            "\nThis adapter does not load by itself. `fedloom export RUN --out FOLDER` writes the base model beside a copy of it, "
+            "which does."
+        )
     elif lora is not None:
         name = "AutoPeftModel" if context.vlm.family.images else "AutoPeftModelForCausalLM"
-        yield f"\n{LOAD.format(module='peft', name=name)}"
+        yield f"\n{LOAD.format(module='peft', name=name)}\n"
+        yield (
+            "If the base model is elsewhere, because the folder was moved, load it and use "
+            '`PeftModel.from_pretrained(base, "path/to/this/folder")`.'
+        )
     else:
         yield "\nLoad `connector.safetensors` into the base model with `load_state_dict(…, strict=False)`."
 
