@@ -429,6 +429,14 @@ def test_a_sweep_counts_clients_that_are_worse_off_beside_the_score_of_the_share
     )  # clients of one setting need not be those of another
 
 
+def test_every_table_can_be_saved(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, AXES, ["zero-shot", "local", "fedavg", "fedavg+prompt"], level)
+    page = render_sweep(read_sweep(folder))
+    tables = page.count("<table")
+    assert tables > 3
+    assert page.count('href="data:text/csv') == page.count('href="data:text/x-tex') == tables
+
+
 @pytest.mark.parametrize("parts", [2, 3, 5])
 def test_a_terminal_shows_three_findings_and_the_page_all(tmp_path: Path, parts: int) -> None:
     methods = ["local", "fedavg", *[f"fedavg+part{number}" for number in range(1, parts + 1)]]

@@ -39,7 +39,7 @@ from fedloom.report.sweeps.sweep_verdicts import (
     verdict_table,
     work_table,
 )
-from fedloom.report.tables import MISSING, counted, title
+from fedloom.report.tables import MISSING, Table, counted, title
 from fedloom.report.templates import Figure, figure, load_template
 from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import write_atomic, write_json
@@ -82,6 +82,7 @@ def render_sweep(full_sweep: SweepRun) -> str:
     done = [cell for cell in full_sweep.cells if cell.state == "done"]
     groups, found = group_by_factor(sweep), finding_pairs(sweep)
     work, equal = sweep_work(full_sweep)
+    metric = "Score" if sweep.mixed_tasks else title(sweep.metric)
     return load_template("sweep.html.j2").render(
         title=sweep.name,
         level=2,
@@ -101,7 +102,7 @@ def render_sweep(full_sweep: SweepRun) -> str:
         verdicts=verdict_table(sweep),
         work=work_table(full_sweep),
         pareto=figure(lambda width: sweep_pareto(sweep, width)),
-        metric="Score" if sweep.mixed_tasks else title(sweep.metric),
+        metric=metric,
         metrics=[
             (title(name), mean_table(sweep, name)) for name in sweep.metrics[0 if sweep.mixed_tasks else 1 :]
         ],
@@ -113,16 +114,17 @@ def render_sweep(full_sweep: SweepRun) -> str:
         published=published_table(sweep),
         charts=[(axis, drawn) for axis in _charted(sweep) if (drawn := _chart(sweep, axis))],
         glossary_entries=_glossary(sweep),
-        cells=[
-            (
-                cell.name,
-                cell.folder,
-                cell.state,
-                headline(cell.result) if cell.result else cell.error or MISSING,
-            )
-            for cell in full_sweep.cells
-        ],
+        cells=_cells(full_sweep, metric),
+        folders=[cell.folder for cell in full_sweep.cells],
     )
+
+
+def _cells(sweep: SweepRun, metric: str) -> Table:
+    rows = [
+        (cell.name, cell.state, headline(cell.result) if cell.result else cell.error or MISSING)
+        for cell in sweep.cells
+    ]
+    return Table(("Cell", "State", f"{metric} in percent"), tuple(rows), left=3)
 
 
 def _glossary(sweep: SweepRun) -> list[tuple[str, str]]:
