@@ -36,7 +36,7 @@ MEMORY = 80 * 2**30
 
 WAITING = {
     "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim",
-    "aten::unique_consecutive", "aten::equal", "aten::is_nonzero", "aten::bincount",
+    "aten::unique_consecutive", "aten::equal", "aten::is_nonzero", "aten::bincount", "aten::masked_scatter_backward",
 }  # fmt: skip
 """Operations that read a value or a size back from the device."""
 INDEXING = {

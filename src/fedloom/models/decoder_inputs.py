@@ -96,13 +96,11 @@ def run_decoder(vlm: Vlm, inputs: Mapping[str, Any], **more: Any) -> Tensor:
         return vlm.decoder(**given, **more)[0]
 
 
-def _with_added(where: Tensor, features: Tensor, forward: Forward) -> Forward:
-    """Return a layer's forward that first adds features [N, D] to its inputs where `where`, [B, L, 1], is true."""
+def _with_added(places: Tensor, features: Tensor, forward: Forward) -> Forward:
+    """Return a layer's forward that first adds features [N, D] to its inputs [B, L, D], at places [N] of all B · L."""
 
     def with_added(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return forward(
-            torch.where(where, x + torch.zeros_like(x).masked_scatter(where, features), x), *args, **kwargs
-        )
+        return forward(x.flatten(0, 1).index_add(0, places, features).view_as(x), *args, **kwargs)
 
     return with_added
 

@@ -75,14 +75,22 @@ def scatter(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[Tensor
     """
     if not tokens:
         return {"inputs_embeds": embeddings}
-    is_image, images = ids == model.config.image_token_id, torch.cat(list(tokens))
-    if int(is_image.sum()) != len(images):
+    places, images = image_places(model, ids), torch.cat(list(tokens))
+    if len(places) != len(images):
         raise UserError(
-            f"model: the prompts hold {int(is_image.sum())} image tokens, but encoder and connector give "
+            f"model: the prompts hold {len(places)} image tokens, but encoder and connector give "
             f"{len(images)}; the tokenizer and the image processor belong to another model"
         )
-    replaced = send(is_image, embeddings.device)[..., None].expand_as(embeddings)
-    return {"inputs_embeds": embeddings.masked_scatter(replaced, images.to(embeddings.dtype))}
+    # By places and not by a mask, whose backward pass would make an accelerator wait.
+    flat = embeddings.flatten(0, 1).index_copy(
+        0, send(places, embeddings.device), images.to(embeddings.dtype)
+    )
+    return {"inputs_embeds": flat.view_as(embeddings)}
+
+
+def image_places(model: Any, ids: Tensor) -> Tensor:
+    """Return the places of image tokens in reading order, counted over all rows: of ids [B, L], on the processor."""
+    return (ids == model.config.image_token_id).flatten().nonzero()[:, 0]
 
 
 def plain_head(model: Any, states: Tensor) -> Tensor:
@@ -115,7 +123,7 @@ class Family:
         tidy: (tokenizer, a whole prompt with the text of `spell`) → the prompt that is tokenized.
         placeholder: (model, tokenizer) → the text that the chat template writes for an image; `spell` replaces it.
         place: (model, ids, embeddings, token embeddings of images) → arguments of the decoder, see `scatter`. The value of
-            `ADDED` is no argument: layer → (where [B, L, 1], features [N, D]), which are added to the layer's inputs there.
+            `ADDED` is no argument: layer → (places [N] of `image_places`, features [N, D]), which are added to the layer's inputs there.
         later: (these arguments) → those that later tokens need, in generation.
         positions: (model, ids of a prompt [L], grids of its images) → positions [A, L], all on the processor; None counts
             tokens.

@@ -11,10 +11,11 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fedloom.models.family_interface import ADDED, Grid, dtype_of, image_token, scatter, send
+from fedloom.models.family_interface import ADDED, Grid, dtype_of, image_places, image_token, scatter, send
 
 
 def idefics2_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
@@ -31,10 +32,19 @@ def idefics2_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
 
 
 def idefics2_connect(model: Any, features: Tensor) -> Tensor:
-    """Connect [B, parts, T, E] to [B, parts · Q, D]; the padding of smaller parts is masked."""
-    parts = features.flatten(0, 1)
-    tokens = model.model.connector(parts, attention_mask=parts.ne(0).any(-1))
-    return tokens.unflatten(0, features.shape[:2]).flatten(1, 2)
+    """Connect [B, parts, T, E] to [B, parts · Q, D]; the padding of smaller parts is masked.
+
+    The stock resampler asks whether anything is masked, for which an accelerator would have to wait.
+    """
+    parts, connector = features.flatten(0, 1), model.model.connector
+    resampler = connector.perceiver_resampler
+    latents = resampler.latents.expand(len(parts), -1, -1)
+    seen = F.pad(parts.ne(0).any(-1), (0, latents.shape[1]), value=True)[:, None, None]
+    mask = torch.zeros_like(seen, dtype=latents.dtype).masked_fill(~seen, torch.finfo(latents.dtype).min)
+    context = connector.modality_projection(parts)
+    for layer in resampler.layers:
+        latents = layer(latents, context, attention_mask=mask.expand(-1, -1, latents.shape[1], -1))
+    return resampler.norm(latents).unflatten(0, features.shape[:2]).flatten(1, 2)
 
 
 def idefics2_edge(tokenizer: Any) -> str:
@@ -151,7 +161,7 @@ def granite4_place(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence
     parts = torch.cat(list(tokens)).to(embeddings.dtype).split(embeddings.shape[-1], dim=-1)
     into = [*(layer for _, layer in model.config.deepstack_layer_map), *model.config.spatial_target_layers]
     empty = scatter(model, ids, embeddings, [torch.zeros_like(parts[0])])  # raises where the numbers differ
-    shown = send(ids == model.config.image_token_id, embeddings.device)[..., None]
+    shown = send(image_places(model, ids), embeddings.device)
     return {
         **empty,
         ADDED: {layer: (shown, features) for layer, features in zip(into, parts, strict=True)},

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedloom.models.family_interface import ADDED, Grid, dtype_of, scatter, send
+from fedloom.models.family_interface import ADDED, Grid, dtype_of, image_places, scatter, send
 
 
 def _mergers(visual: Any) -> list[nn.Module]:
@@ -111,7 +111,7 @@ def deepstack_place(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequenc
     if not tokens:
         return {"inputs_embeds": embeddings}
     last, *earlier = torch.cat(list(tokens)).to(embeddings.dtype).split(embeddings.shape[-1], dim=-1)
-    shown = send(ids == model.config.image_token_id, embeddings.device)[..., None]
+    shown = send(image_places(model, ids), embeddings.device)
     # The stock model adds the first of them after layer 0, at places that an accelerator would have to report first.
     return {
         **scatter(model, ids, embeddings, [last]),
