@@ -33,6 +33,8 @@ class Mail:
         nodes_there: Node → the site behind it.
         delay: Site → seconds after which its answers come.
         losing: Called with a site's name for every answer; an error in place of the answer, or None.
+        lost: Number of the message that is lost on its way, counted from 1.
+        lost_answer: Number of the message whose answer is.
     """
 
     nodes_there: dict[int, ResidentSite]
@@ -41,6 +43,8 @@ class Mail:
     registered: dict[int, str] = field(default_factory=dict)
     time: float = 0.0
     renew: int = -1
+    lost: int = -1
+    lost_answer: int = -1
     asked: list[tuple[str, str]] = field(default_factory=list)
     on_the_way: dict[str, tuple[float, int, FlowerReply]] = field(default_factory=dict)
     sends: int = 0
@@ -54,6 +58,8 @@ class Mail:
             self.on_the_way.clear()
             raise TransportRestarted
         name = f"message {self.sends}"
+        if self.sends == self.lost:
+            return name
         if node not in self.nodes_there:
             self.on_the_way[name] = (self.time, node, FlowerReply(name, b"", "the node is unavailable"))
             return name
@@ -61,6 +67,8 @@ class Mail:
         kind = SiteMessage.from_bytes(content).kind
         self.asked.append((site.name, kind))
         answer = site.answer(content)
+        if self.sends == self.lost_answer:
+            return name
         error = self.losing(site.name) if kind == "train" else None
         due = self.time + (self.delay.get(site.name, 0.0) if kind == "train" else 0.0)
         self.on_the_way[name] = (due, node, FlowerReply(name, b"" if error else answer, error))
@@ -257,6 +265,36 @@ def test_a_link_that_begins_anew_loses_nothing() -> None:
         there.enroll()
         assert same(ended(there, "scaffold"), expected), at
         assert ("link renewed", {}) in noted
+
+
+@pytest.mark.parametrize("what", ["lost", "lost_answer"])
+def test_a_message_that_is_lost_is_sent_again(what: str) -> None:
+    """Whichever message of a run is lost, or its answer: nobody is missing, and the bytes stay those of one process."""
+    expected = ended(backend_of("scaffold"), "scaffold")
+    mail = two_sites("scaffold")
+    there, _ = federation(mail)
+    there.enroll()
+    ended(there, "scaffold")
+    for number in range(1, mail.sends + 1):
+        mail = replace(two_sites("scaffold"), **{what: number})
+        there, noted = federation(mail)
+        there.enroll()
+        assert same(ended(there, "scaffold"), expected), number
+        assert mail.sends == 1 + len(mail.asked) - (what == "lost_answer")
+        assert {kind for kind, _ in noted} == {"site joined"}
+
+
+def test_a_slow_site_is_asked_again_ever_more_rarely_and_counts_once() -> None:
+    mail = two_sites()
+    there, noted = federation(mail)
+    there.enroll()
+    mail.delay["south"] = 3600.0
+    found = list(there.train(assignments(0), Clock()))
+    assert sorted(one.client for one in found) == list(range(CLIENTS))
+    assert 2 < mail.asked.count(("south", "train")) < 6
+    mail.delay["south"], mail.time = 0.0, mail.time + 3600
+    assert len(list(there.train(assignments(1), Clock()))) == CLIENTS
+    assert "late" not in [kind for kind, _ in noted], "further answers to the same request are no late ones"
 
 
 def test_an_answer_whose_delivery_failed_is_not_worked_out_again() -> None:

@@ -21,6 +21,7 @@ from fedloom.engine.rounds import Backend
 from fedloom.engine.site_statements import read_answers, read_joined, read_judged, read_scores, read_statement
 from fedloom.engine.site_transport import (
     Reply,
+    Silence,
     SiteRequest,
     Transport,
     TransportRestarted,
@@ -79,6 +80,7 @@ class Federation:
     _layout: Layout | None = None
     _trained: Callable[[Update], None] = ignore
     _joining: dict[str, int] = field(default_factory=dict[str, int])
+    _silent: dict[int, Silence] = field(default_factory=dict[int, Silence])
     _names: Mapping[int, str] = field(default_factory=dict[int, str])
     _known: set[int] = field(default_factory=set[int])
     _refused: dict[int, str] = field(default_factory=dict[int, str])
@@ -272,10 +274,13 @@ class Federation:
                 self.pause(REPLIES_EVERY)
 
     def _deliver(self, requests: Iterable[SiteRequest], group: str) -> None:
-        """Send the requests that were not sent yet, or were sent to a node that its site has left."""
+        """Send the requests that were not sent yet, or to a node that its site has left, or that may be lost."""
         for request in requests:
             member = self.sites.get(request.site)
-            if member is None or member.node is None or request.node == member.node:
+            if member is None or member.node is None:
+                continue
+            again = request.node == member.node
+            if again and not (request.silence and request.silence.again(self.now())):
                 continue
             try:
                 name = self.transport.send(member.node, request.content, group)
@@ -283,21 +288,27 @@ class Federation:
                 self._forget_sent()
                 return
             if name is not None:
-                request.node, request.tries = member.node, request.tries + 1
                 self._sent[name] = request
+                if not again:
+                    request.node, request.tries = member.node, request.tries + 1
+                    request.silence = Silence(self.now())
 
     def _arrived(self, waiting: Mapping[int, SiteRequest]) -> Iterator[tuple[int, SiteMessage | None, str]]:
         """Yield the replies to requests, and note replies that come too late."""
         numbers = {id(request): number for number, request in waiting.items()}
         for reply in self._collect():
-            request = self._sent.pop(reply.message)
+            request = self._sent.pop(reply.message, None)
+            if request is None:  # another answer to it has just been read
+                continue
             number = numbers.get(id(request))
+            message, reason = read_reply(reply)
+            if message is not None or number is None:  # no other answer to it is of use
+                self._sent = {name: one for name, one in self._sent.items() if one is not request}
             if number is None:
                 self.note(
                     "late", {"site": request.site, "clients": list(request.clients), "error": reply.error}
                 )
                 continue
-            message, reason = read_reply(reply)
             if message is not None and message.kind != "refused":
                 del numbers[id(request)]
                 yield number, message, ""
@@ -324,7 +335,9 @@ class Federation:
             return []
         for reply in replies:
             if reply.message in self._joining:
-                self._joined(self._joining.pop(reply.message), reply)
+                node = self._joining[reply.message]
+                self._joining = {name: one for name, one in self._joining.items() if one != node}
+                self._joined(node, reply)
         return [reply for reply in replies if reply.message in self._sent]
 
     def _update_nodes(self) -> None:
@@ -335,11 +348,14 @@ class Federation:
         try:
             self._names = self.transport.nodes()
             there = set(self._names)
-            for node in sorted(there - self._known):
+            silent = {node for node in self._joining.values() if self._silent[node].again(self.now())}
+            for node in sorted(there & silent | there - self._known):
                 name = self.transport.send(node, self.begin.to_bytes(), "join")
                 if name is not None:
                     self._joining[name] = node
-                    self._known.add(node)
+                    if node not in self._known:
+                        self._known.add(node)
+                        self._silent[node] = Silence(self.now())
         except TransportRestarted:
             self._forget_sent()
             return

@@ -55,6 +55,29 @@ class Transport(Protocol):
 
 
 @dataclass
+class Silence:
+    """When a message that is not answered is sent again: after a minute, and each time four times as long after the last.
+
+    A transport may lose a message: Flower delivers each at most once, and if the connection breaks meanwhile, not at all.
+    A site that is working on the first answers the second without working again, so a repetition changes no result.
+
+    Attributes:
+        since: When it was sent last, in seconds.
+        patience: Seconds after which it is sent again.
+    """
+
+    since: float
+    patience: float = 60.0
+
+    def again(self, now: float) -> bool:
+        """Return whether it is time to send the message again, and if so, begin to wait anew."""
+        if now - self.since < self.patience:
+            return False
+        self.since, self.patience = now, 4 * self.patience
+        return True
+
+
+@dataclass
 class SiteRequest:
     """A request to one site.
 
@@ -62,8 +85,9 @@ class SiteRequest:
         site: The site's name.
         clients: The clients that it concerns.
         content: Its bytes.
-        tries: How often it was sent.
+        tries: How often it was sent, not counting repetitions to a node that is silent.
         node: The node to which it was sent last, or None.
+        silence: When it is sent again if that node stays silent.
     """
 
     site: str
@@ -71,6 +95,7 @@ class SiteRequest:
     content: bytes
     tries: int = 0
     node: int | None = None
+    silence: Silence | None = None
 
 
 def read_reply(reply: Reply) -> tuple[SiteMessage | None, str]:
