@@ -119,6 +119,22 @@ def test_a_local_model_gives_the_same_verdicts_singly_and_in_a_batch(tiny_judge)
     assert judge([]) == []
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_judge_has_the_precision_that_is_asked_for(tiny_judge, precision, monkeypatch):
+    import torch
+    from transformers import LlamaForCausalLM
+
+    used, generate = set(), LlamaForCausalLM.generate
+
+    def spy(model, **given):
+        used.update(value.dtype for value in model.parameters())
+        return generate(model, **given)
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", spy)
+    assert len(load_judge(str(tiny_judge), precision=precision)(["Is a liver an organ?"])) == 1
+    assert used == {getattr(torch, precision)}
+
+
 @pytest.mark.parametrize("name", ["nowhere", "."])
 def test_a_judge_that_is_none_is_one_clear_message(tmp_path, name):
     with pytest.raises(UserError, match=r"evaluate\.judge.*safetensors"):

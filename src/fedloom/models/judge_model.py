@@ -18,7 +18,7 @@ VERDICT_TOKENS = 8
 """The most tokens of a verdict."""
 
 
-def load_judge(path: str, device: torch.device | str = "cpu") -> Judge:
+def load_judge(path: str, device: torch.device | str = "cpu", precision: str = "float32") -> Judge:
     """Load a causal language model from this machine as a judge that decodes greedily.
 
     The tokenizer's chat template is used if it has one; otherwise the model continues the prompt after a line break.
@@ -26,6 +26,7 @@ def load_judge(path: str, device: torch.device | str = "cpu") -> Judge:
     Args:
         path: A local folder in the Hugging Face layout, or a name in the local hub cache; the network is never used.
         device: Where the model runs.
+        precision: The data type of its weights there: "float32", "bfloat16" or "float16".
 
     Raises:
         UserError: There is no causal language model with safetensors weights at `path`.
@@ -35,7 +36,7 @@ def load_judge(path: str, device: torch.device | str = "cpu") -> Judge:
     source = Source("evaluate.judge", path, network=False)
     try:
         tokenizer = source.tokenizer()
-        model: Any = source.model(AutoModelForCausalLM)
+        model: Any = source.model(AutoModelForCausalLM, lean=precision != "float32")
     except UserError as error:
         raise UserError(
             f"{error}; give a local folder with safetensors weights, or null for no judge"
@@ -44,7 +45,7 @@ def load_judge(path: str, device: torch.device | str = "cpu") -> Judge:
         check_template(
             source.key, path, with_fixed_date(tokenizer.chat_template), _arguments(tokenizer), flat=True
         )
-    model.requires_grad_(False).eval().to(device)
+    model.requires_grad_(False).eval().to(device, getattr(torch, precision))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"

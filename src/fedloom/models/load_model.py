@@ -196,7 +196,7 @@ def with_pixels(vlm: Vlm, pixels: int | None) -> Vlm:
         return vlm
     if vlm.family.bound is None:
         raise UserError(
-            f"model.pixels: {vlm.name!r} resizes all images to a size or to tiles of its own; leave the key out"
+            f"model.pixels: the image size of {vlm.name!r} is that of its image processor and cannot be bounded; leave the key out"
         )
     own = vlm.processor.image_processor
     processor = type(own).from_dict({**own.to_dict(), **vlm.family.bound(vlm.model, own, pixels)})

@@ -119,7 +119,10 @@ def set_up_run(
     data = check.data
     divide = plan_and_validation if site_data is None else plan_over_sites
     plan, validation = divide(data, experiment.data, experiment.scenario, experiment.seed)
-    judge = path and _load_once(models, f"judge {path} {vlm.device}", partial(load_judge, path, vlm.device))
+    precision = here.model.precision
+    judge = path and _load_once(
+        models, f"judge {path} {vlm.device} {precision}", partial(load_judge, path, vlm.device, precision)
+    )
     versions = _versions()
     if manifest is None:
         began = Manifest(__version__, now, versions)
