@@ -181,7 +181,7 @@ def test_late_answers_are_recorded_and_not_counted() -> None:
     assert [what["clients"] for kind, what in noted if kind == "late"] == [[1, 3]]
 
 
-@pytest.mark.parametrize("policy", ["wait", "go-on", "stop"])
+@pytest.mark.parametrize("policy", ["wait", "proceed", "stop"])
 def test_without_a_quorum_the_policy_decides(policy: str) -> None:
     mail = two_sites()
     there, _ = federation(mail, WaitingTerms(deadline=10, quorum=4, policy=policy))

@@ -34,7 +34,7 @@ Insecure = Annotated[
 Keys = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder of keys that `fedloom keys` made for this side.")
 ]
-Policy = Literal["wait", "go-on", "stop"]
+Policy = Literal["wait", "proceed", "stop"]
 Scores = Literal["here", "sites"]
 Modalities = Literal["both", "image", "text"]
 
@@ -54,7 +54,7 @@ def server(
         int, typer.Option(min=1, help="Clients of a round that must have answered at the deadline.")
     ] = 1,
     policy: Annotated[
-        Policy, typer.Option(help="What to do if fewer have answered: wait, go-on or stop.")
+        Policy, typer.Option(help="What to do if fewer have answered: wait, proceed or stop.")
     ] = "stop",
     sites: Annotated[
         int | None,

@@ -266,7 +266,7 @@ class Federation:
                         f"{group}: {got} clients answered within {limit:g} seconds, and {self.terms.quorum} must; "
                         "the same command goes on from the last round that was committed"
                     )
-                if not lacking or self.terms.policy == "go-on":
+                if not lacking or self.terms.policy == "proceed":
                     for number, request in waiting.items():
                         yield number, None, f"site {request.site} did not answer within {limit:g} seconds"
                     return

@@ -21,7 +21,7 @@ class WaitingTerms:
     join: float = 600.0
     deadline: float | None = 3600.0
     quorum: int = 1
-    policy: Literal["wait", "go-on", "stop"] = "stop"
+    policy: Literal["wait", "proceed", "stop"] = "stop"
 
 
 @dataclass
