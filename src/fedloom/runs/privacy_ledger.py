@@ -11,12 +11,14 @@ Updates that the server refused count too. What is stated is therefore never les
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 from fedloom.algorithms.compose import settable_arguments
 from fedloom.algorithms.gaussian_privacy import composed, epsilon_of
+from fedloom.client.site import Site
+from fedloom.experiment.experiment import Experiment
 from fedloom.run_log import read_lines
 from fedloom.runs.run_context import RunContext
 
@@ -28,33 +30,77 @@ def privacy_of(context: RunContext) -> dict[str, Any]:
     and "epsilon", the sums after each of these rounds; ε is None where it is infinite. A single client None stands
     for all of them where data are pooled, and where a round had more clients than the log lists.
     """
-    entries, methods = context.experiment.entries, context.experiment.methods
-    parts = {
-        name: used
-        for name in methods
-        if (used := [part for part in context.experiment.method(name).parts if entries[part].protects])
-    }
-    if not parts:
+    experiment = context.experiment
+    if not (parts := _parts_with_noise(experiment)):
         return {}
     lines = [line for _, line in read_lines(context.record.path) if line["kind"] == "round"]
     return {
         "privacy": {
             name: [
-                _ledger(context, name, part, [one for one in lines if one["method"] == name]) for part in used
+                _ledger(
+                    experiment,
+                    context.site,
+                    name,
+                    part,
+                    rounds_by_client(
+                        [one for one in lines if one["method"] == name], pooled=_is_pooled(experiment, name)
+                    ),
+                )
+                for part in used
             ]
             for name, used in parts.items()
         }
     }
 
 
-def _ledger(context: RunContext, name: str, part: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    entry = context.experiment.entries[part]
-    arguments = {**settable_arguments(entry.make), **context.experiment.arguments(part)}
+def planned_privacy(
+    experiment: Experiment, site: Site, cohorts: Callable[[str], Iterable[Sequence[int]]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return method → what the planned rounds will spend at most, for each part with noise.
+
+    It has "part", "unit", "noise" and "delta" as a ledger has, and the "releases" and the "epsilon" after the last round of the
+    client that takes part most often.
+
+    Args:
+        experiment: Every choice.
+        site: The run's site.
+        cohorts: Method → the clients of each of its rounds, in order.
+    """
+    planned = dict[str, list[dict[str, Any]]]()
+    for name, used in _parts_with_noise(experiment).items():
+        rounds = dict[int | None, list[int]]()
+        for round, clients in enumerate(cohorts(name)):
+            for client in [None] if _is_pooled(experiment, name) else clients:
+                rounds.setdefault(client, []).append(round)
+        for part in used:
+            ledger = _ledger(experiment, site, name, part, rounds)
+            most = max(ledger.pop("clients"), key=lambda one: one["releases"][-1])
+            last = {key: most[key][-1] for key in ("releases", "epsilon")}
+            planned.setdefault(name, []).append({**ledger, **last})
+    return planned
+
+
+def _parts_with_noise(experiment: Experiment) -> dict[str, list[str]]:
+    """Return method → its parts that protect a unit by noise, for methods with any."""
+    return {
+        name: used
+        for name in experiment.methods
+        if (used := [part for part in experiment.method(name).parts if experiment.entries[part].protects])
+    }
+
+
+def _is_pooled(experiment: Experiment, name: str) -> bool:
+    return experiment.method(name).base == "centralized"
+
+
+def _ledger(
+    experiment: Experiment, site: Site, name: str, part: str, rounds: Mapping[int | None, Sequence[int]]
+) -> dict[str, Any]:
+    entry = experiment.entries[part]
+    arguments = {**settable_arguments(entry.make), **experiment.arguments(part)}
     noise, delta = float(arguments["noise"]), float(arguments["delta"])
-    pooled = context.experiment.method(name).base == "centralized"
-    stages = context.site.method(name).stages
+    stages = site.method(name).stages
     epochs = [stage.settings.epochs for stage in stages for _ in range(stage.settings.rounds)]
-    rounds = rounds_by_client(lines, pooled=pooled)
     releases = epochs if entry.protects == "example" else [1] * len(epochs)
     return {
         "part": part,
@@ -100,7 +146,7 @@ def rounds_by_client(
 
 
 def _clients(line: Mapping[str, Any]) -> Iterator[int | None]:
-    """Yield the clients that gave an update; None if not all of them are listed."""
+    """Yield the clients that returned an update; None if not all of them are listed."""
     listed = [one["client"] for one in line.get("clients", ())]
     yield from listed
     if len(listed) + len(line.get("missing", ())) < line.get("cohort", 0):
