@@ -207,6 +207,7 @@ def mixed(tiny_model: Path, folder: Path) -> Experiment:
         data={"name": "folder", "root": str(folder)},
         scenario={"clients": 2, "partition": "by_group"},
         train={"rounds": 2, "batch_size": 2},
+        model={"path": str(tiny_model), "threads": 1, "device": "cpu"},
         engine={"cache": False},
     )
 
@@ -215,6 +216,8 @@ def test_a_probe_measures_the_class_that_it_corrects_by(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step takes a second for each token of its batch here: so much has to come out for the class that was measured."""
+    value = mixed(tiny_model, tmp_path / "data")
+    before = plan_run(value)
     clock, measured = [0.0], list[Conversation]()
 
     def train(tuned: Tuned, jobs: list[Job]) -> None:
@@ -224,8 +227,6 @@ def test_a_probe_measures_the_class_that_it_corrects_by(
 
     monkeypatch.setattr(plan_module, "train", train)
     monkeypatch.setattr(plan_module.time, "perf_counter", lambda: clock[0])
-    value = mixed(tiny_model, tmp_path / "data")
-    before = plan_run(value)
     monkeypatch.setattr(plan_module, "resident_bytes", lambda: 0)
     monkeypatch.setattr(plan_module, "peak_bytes", lambda: 10**9)
     after = probed(value, before)

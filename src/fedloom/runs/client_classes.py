@@ -31,7 +31,7 @@ class ClientClass:
 
     Attributes:
         clients: Number of clients.
-        largest: The number of the one with the most examples, of which the figures are.
+        largest: Number of the client with the most examples, whose needs these are.
         modalities: "both", "image" or "text".
         examples: Fewest and most training examples of a client.
         tokens: Tokens of the longest example that was looked at, answer included.

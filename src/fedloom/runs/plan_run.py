@@ -83,7 +83,8 @@ def _empty_site(experiment: Experiment) -> tuple[Site, DataSet, Plan]:
 def probed(experiment: Experiment, plan: ResourcePlan, progress: Progress | None = None) -> ResourcePlan:
     """Return a plan whose memory and times of steps are corrected by three real steps.
 
-    They are taken on the longest example of the class of clients with the largest activations. The model is loaded, and its features of all images are computed, as a run would do; both stay in the cache.
+    They are taken on the longest example of the class of clients with the largest activations. The model is loaded, and its
+    features of all images are computed, as a run would do; both stay in the cache.
 
     Args:
         experiment: Every choice.

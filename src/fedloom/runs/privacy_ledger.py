@@ -11,6 +11,7 @@ Updates that the server refused count too. What is stated is therefore never les
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -56,10 +57,9 @@ def privacy_of(context: RunContext) -> dict[str, Any]:
 def planned_privacy(
     experiment: Experiment, site: Site, cohorts: Callable[[str], Iterable[Sequence[int]]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return method → what the planned rounds will spend at most, for each part with noise.
+    """Return method → what its planned rounds will spend at most, for each part with noise.
 
-    It has "part", "unit", "noise" and "delta" as a ledger has, and the "releases" and the "epsilon" after the last round of the
-    client that takes part most often.
+    It has "part", "unit", "noise" and "delta" as a ledger has, and "releases" and "epsilon" of the client with the most releases.
 
     Args:
         experiment: Every choice.
@@ -68,15 +68,15 @@ def planned_privacy(
     """
     planned = dict[str, list[dict[str, Any]]]()
     for name, used in _parts_with_noise(experiment).items():
-        rounds = dict[int | None, list[int]]()
-        for round, clients in enumerate(cohorts(name)):
-            for client in [None] if _is_pooled(experiment, name) else clients:
-                rounds.setdefault(client, []).append(round)
         for part in used:
-            ledger = _ledger(experiment, site, name, part, rounds)
-            most = max(ledger.pop("clients"), key=lambda one: one["releases"][-1])
-            last = {key: most[key][-1] for key in ("releases", "epsilon")}
-            planned.setdefault(name, []).append({**ledger, **last})
+            described, releases = _described(experiment, site, name, part)
+            totals = Counter[int | None]()
+            for clients, released in zip(cohorts(name), releases, strict=True):
+                for client in [None] if _is_pooled(experiment, name) else clients:
+                    totals[client] += released
+            most = max(totals.values())
+            epsilon = epsilon_of(composed(described["noise"], most), described["delta"])
+            planned.setdefault(name, []).append({**described, "releases": most, "epsilon": epsilon})
     return planned
 
 
@@ -96,22 +96,28 @@ def _is_pooled(experiment: Experiment, name: str) -> bool:
 def _ledger(
     experiment: Experiment, site: Site, name: str, part: str, rounds: Mapping[int | None, Sequence[int]]
 ) -> dict[str, Any]:
-    entry = experiment.entries[part]
-    arguments = {**settable_arguments(entry.make), **experiment.arguments(part)}
-    noise, delta = float(arguments["noise"]), float(arguments["delta"])
-    stages = site.method(name).stages
-    epochs = [stage.settings.epochs for stage in stages for _ in range(stage.settings.rounds)]
-    releases = epochs if entry.protects == "example" else [1] * len(epochs)
+    described, releases = _described(experiment, site, name, part)
+    noise, delta = described["noise"], described["delta"]
     return {
-        "part": part,
-        "unit": entry.protects,
-        "noise": noise,
-        "delta": delta,
+        **described,
         "clients": [
             {"client": client, "rounds": taken, **spent(noise, delta, [releases[k] for k in taken])}
             for client, taken in rounds.items()
         ],
     }
+
+
+def _described(
+    experiment: Experiment, site: Site, name: str, part: str
+) -> tuple[dict[str, Any], Sequence[int]]:
+    """Return what a part with noise protects and how, and the number of its releases in each round."""
+    entry = experiment.entries[part]
+    arguments = {**settable_arguments(entry.make), **experiment.arguments(part)}
+    stages = site.method(name).stages
+    epochs = [stage.settings.epochs for stage in stages for _ in range(stage.settings.rounds)]
+    noise, delta = float(arguments["noise"]), float(arguments["delta"])
+    described = {"part": part, "unit": entry.protects, "noise": noise, "delta": delta}
+    return described, epochs if entry.protects == "example" else [1] * len(epochs)
 
 
 def spent(noise: float, delta: float, releases: Iterable[int]) -> dict[str, Any]:
