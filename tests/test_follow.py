@@ -369,7 +369,7 @@ def test_settings_of_trackers_have_dotted_keys_and_no_places(tiny_model: Path) -
 def test_a_grid_is_not_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shown = CliRunner().invoke(app, ["run", "smoke", "--set", "grid.seed=[0, 1]", "--track", "mlflow"])
-    assert shown.exit_code == 2 and "figures are kept of single runs" in shown.output
+    assert shown.exit_code == 2 and "metrics are logged of single runs" in shown.output
 
 
 def _round(number: int, **values: Any) -> dict[str, Any]:

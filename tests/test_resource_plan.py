@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tests.e2e.test_runs import experiment
 from tests.shares import share
 from typer.testing import CliRunner
@@ -15,21 +17,25 @@ from typer.testing import CliRunner
 from fedloom.algorithms import ENTRIES
 from fedloom.cli.plan_command import DIVIDED
 from fedloom.cli.run_commands import app
+from fedloom.client.local_job import Job
 from fedloom.client.site import Site
 from fedloom.engine.machine_choices import saved_bytes
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.recipes import load_experiment
 from fedloom.models.empty_model import empty_vlm, learn_grids, weight_bytes
 from fedloom.models.load_model import load_vlm
+from fedloom.models.longest_example import tokens_of
 from fedloom.params import Params
 from fedloom.run_log import RunLog
-from fedloom.runs.plan_run import plan_run
+from fedloom.runs import plan_run as plan_module
+from fedloom.runs.plan_run import plan_run, probed
 from fedloom.runs.run_setup import open_site
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
 from fedloom.system.progress import Progress
-from fedloom.tuning.adapters import empty_tuned, prepare, release
+from fedloom.tuning.adapters import Tuned, empty_tuned, prepare, release
 from fedloom.tuning.strategies import LoRA, stage
+from fedloom.types import Conversation
 from fedloom.wire.messages import Assignment
 
 
@@ -175,14 +181,97 @@ def test_the_command_prints_every_kind_of_memory_and_reads_no_weights(
     assert DIVIDED in divided.stdout and DIVIDED not in result.stdout
 
 
-def test_a_probe_measures(tiny_model: Path, tmp_path: Path) -> None:
+def mixed(tiny_model: Path, folder: Path) -> Experiment:
+    """Return an experiment of two clients: one of ten short texts, and one of five images with long questions."""
+    (folder / "images").mkdir(parents=True)
+    options = {"answer": "left", "options": ["left", "right"]}
+    few = [
+        {
+            "id": f"few-{k}",
+            "group": "few",
+            "image": f"images/{k}.png",
+            "question": f"{k} {'Where is it? ' * 9}",
+        }
+        for k in range(6)
+    ]
+    many = [
+        {"id": f"many-{k}", "group": "many", "text": f"It is {k}.", "question": "Where?"} for k in range(11)
+    ]
+    for name, records in (("train", [*few[1:], *many[1:]]), ("test", [few[0], many[0]])):
+        lines = (json.dumps({**record, **options}) + "\n" for record in records)
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    for k in range(6):
+        Image.new("RGB", (24, 24), (40 * k, 90, 30)).save(folder / f"images/{k}.png")
+    return small(
+        tiny_model,
+        data={"name": "folder", "root": str(folder)},
+        scenario={"clients": 2, "partition": "by_group"},
+        train={"rounds": 2, "batch_size": 2},
+        model={"path": str(tiny_model), "threads": 1, "device": "cpu"},
+        engine={"cache": False},
+    )
+
+
+def test_a_probe_measures_the_class_that_it_corrects_by(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a second for each token of its batch here: so much has to come out for the class that was measured."""
+    value = mixed(tiny_model, tmp_path / "data")
+    before = plan_run(value)
+    clock, measured = [0.0], list[Conversation]()
+
+    def train(tuned: Tuned, jobs: list[Job]) -> None:
+        (job,) = jobs
+        measured.extend(job.conversations)
+        clock[0] += sum(tokens_of(tuned.vlm, one)[0] for one in job.conversations)
+
+    monkeypatch.setattr(plan_module, "train", train)
+    monkeypatch.setattr(plan_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(plan_module, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(plan_module, "peak_bytes", lambda: 10**9)
+    after = probed(value, before)
+    few, many = sorted(after.classes, key=lambda one: one.examples)
+    assert (few.examples, few.modalities, many.examples, many.modalities) == (
+        (5, 5),
+        "image",
+        (10, 10),
+        "text",
+    )
+    assert few.tokens > many.tokens, "the largest client is not that of the longest example"
+    assert {one.picture is not None for one in measured} == {True}
+    assert len(set(map(id, measured))) == 1
+    assert few.step_seconds == pytest.approx(2 * few.tokens)
+    assert sum(few.memory.values()) - few.memory["weights"] >= 10**9
+    faster = [
+        new.step_seconds / old.step_seconds for new, old in zip(after.classes, before.classes, strict=True)
+    ]
+    assert faster[0] == pytest.approx(faster[1])
+
+
+def test_a_probe_takes_real_steps(tiny_model: Path, tmp_path: Path) -> None:
+    """Whatever was estimated, the times of a probe are this machine's, so a wrong estimate leaves no trace in them."""
+    value = small(tiny_model)
+    plan = plan_run(value)
+    wrong = replace(
+        plan, classes=tuple(replace(one, step_seconds=1e6 * one.step_seconds) for one in plan.classes)
+    )
+    most = max(range(len(plan.classes)), key=lambda at: plan.classes[at].memory["activations"])
+    one, other = (probed(value, given).classes[most].step_seconds for given in (plan, wrong))
+    assert 1e-2 < one / other < 1e2
+
+
+def test_a_probe_is_said_in_json(tiny_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(small(tiny_model).to_json())
     result = CliRunner().invoke(app, ["plan", str(file), "--probe", "--json"])
     assert result.exit_code == 0, result.stderr
     value = json.loads(result.stdout)
     assert value["probed"] is True
-    assert all(one["step_seconds"] > 0 for one in value["classes"])
+    for phase in ("estimate", "loading data and model", "probe"):
+        assert f"{phase}: begins" in result.stderr
+    quiet = CliRunner().invoke(app, ["plan", str(file), "--probe", "--quiet"])
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    assert "--probe corrects" not in quiet.stdout
 
 
 def test_a_grid_is_refused_with_advice() -> None:

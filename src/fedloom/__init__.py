@@ -82,7 +82,7 @@ def run(
         rerun: Whether to discard a run in the folder and start again.
         callbacks: Functions that are called with each event of the run, a mapping with its "kind": "stage", "round",
             "evaluation" and others. An error that one raises ends the run, of which the checkpoints are kept.
-        track: Libraries with which figures are kept too, in `tracking` beside the run folder: "tensorboard", "wandb" (offline)
+        track: Libraries to which metrics are logged too, in `tracking` beside the run folder: "tensorboard", "wandb" (offline)
             or "mlflow" (local files). One that raises is reported, and the run goes on.
 
     Returns:

@@ -103,9 +103,9 @@ def test_an_internal_error_is_an_object_with_code_1(capsys: pytest.CaptureFixtur
 
 
 def test_a_signal_is_an_object_with_its_code(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as stop, report_errors(False, "nothing was begun", as_json=True):
+    with pytest.raises(typer.Exit) as stop, report_errors(False, "nothing was started", as_json=True):
         raise KeyboardInterrupt
-    assert json.loads(capsys.readouterr().err) == {"error": "interrupted; nothing was begun", "code": 130}
+    assert json.loads(capsys.readouterr().err) == {"error": "interrupted; nothing was started", "code": 130}
     assert stop.value.exit_code == 130
 
 

@@ -110,6 +110,6 @@ def test_a_fault_ends_with_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path
     )
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 1
-    assert "BAD  typer" in result.stdout
+    assert "FAIL typer" in result.stdout
     assert "--   nothing is not installed (extra x)" in result.stdout
     assert "cannot be written to" in result.stdout

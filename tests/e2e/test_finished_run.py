@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -351,6 +352,35 @@ def test_a_file_without_usable_records_is_named(
     out = CliRunner().invoke(app, ["eval", str(run.folder), "--data", str(file)])
     assert out.exit_code == 2 and "Traceback" not in out.output
     assert "mine.csv" in out.stderr and words in out.stderr
+
+
+STAGES = {
+    "ask": (["--question", "What is it?", "--options", "a cat|a dog"], ("loading model", "answer")),
+    "eval": (["--data", "{}/images", "--method", "fedavg"], ("loading model", "evaluation")),
+    "export": (["--out", "{}/out"], ("loading model", "export")),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_phase_of_a_command_is_a_stage(
+    name: str, run: FinishedRun, image: Image.Image, tmp_path: Path
+) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        image.save(tmp_path / "images" / label / "1.png")
+    options, stages = STAGES[name]
+    words = [name, str(run.folder), *(word.format(tmp_path) for word in options), "--json"]
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)
+    lines = shown.stderr.splitlines()
+    begun = [at for at, line in enumerate(lines) if ": begins, " in line]
+    assert [lines[at].split(":")[0] for at in begun if "features" not in lines[at]] == list(stages)
+    assert sum(": done in " in line for line in lines) == len(begun), "each stage comes to its end"
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    quiet = CliRunner().invoke(app, [*words, "--quiet"])
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    assert json.loads(quiet.stdout) == json.loads(shown.stdout)
 
 
 def test_an_unknown_method_is_never_left_out_silently(run: FinishedRun) -> None:

@@ -12,8 +12,10 @@ from campaign.world import make_world
 from fedloom.algorithms.gaussian_privacy import composed, epsilon_of
 from fedloom.experiment.experiment import Experiment
 from fedloom.report.privacy_table import privacy_tables
+from fedloom.runs.plan_run import plan_run
 from fedloom.runs.privacy_ledger import rounds_by_client, spent
 from fedloom.runs.single_run import run_experiment
+from fedloom.system.json_files import to_json
 from fedloom.system.progress import make_progress
 
 EPOCHS, ROUNDS = 2, 3
@@ -108,3 +110,17 @@ def test_the_table_never_rounds_epsilon_down() -> None:
     ((name, table),) = privacy_tables({"privacy": {"fedavg+dp": [ledger]}}, ["north"])
     assert name == "FedAvg + DP mechanism"
     assert table.rows == (("north", "1", "1", "4.378"),)  # 4.3772, see tests/papers/test_gaussian_privacy.py
+
+
+def test_a_plan_says_what_the_rounds_will_spend(run: Path) -> None:
+    """Every client of a cohort reported here, so the plan is no bound but the very figures of the client with most rounds."""
+    planned = to_json(plan_run(Experiment.from_json((run / "experiment.json").read_text())).privacy)
+    for method, parts in ledgers(run).items():
+        for one, ledger in zip(json.loads(planned)[method], parts, strict=True):
+            most = max(ledger["clients"], key=lambda row: row["releases"][-1])
+            assert one == {
+                **{key: ledger[key] for key in ("part", "unit", "noise", "delta")},
+                "releases": most["releases"][-1],
+                "epsilon": most["epsilon"][-1],
+            }
+    assert json.loads(planned).keys() == ledgers(run).keys()

@@ -143,7 +143,9 @@ def test_an_early_signal_promises_no_continuation(
     os.kill(process.pid, signal.SIGTERM)
     _, output = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, output
-    expected = "continues from there" if (tmp_path / "out/experiment.json").exists() else "nothing was begun"
+    expected = (
+        "continues from there" if (tmp_path / "out/experiment.json").exists() else "nothing was started"
+    )
     assert expected in output
     assert "Traceback" not in output
 

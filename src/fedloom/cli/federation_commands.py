@@ -321,7 +321,7 @@ def doctor(
             echo_json([{"passed": passed, "text": text} for passed, text in checks])
         else:
             for passed, text in checks:
-                echo(f"{'--  ' if passed is None else 'ok  ' if passed else 'BAD '} {text}")
+                echo(f"{'--  ' if passed is None else 'ok  ' if passed else 'FAIL'} {text}")
         if any(passed is False for passed, _ in checks):
             raise typer.Exit(FAILED)
 

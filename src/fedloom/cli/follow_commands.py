@@ -23,7 +23,7 @@ def watch(
     debug: Debug = False,
 ) -> None:
     """Follow a run, a sweep or a deployment in the terminal, until it is finished."""
-    with report_errors(debug, "what is watched goes on", as_json=as_json):
+    with report_errors(debug, "the run continues", as_json=as_json):
         from fedloom.runs.follow import progress_of, status_lines
         from fedloom.system.json_files import to_json
 
@@ -51,7 +51,7 @@ def live(
     debug: Debug = False,
 ) -> None:
     """Follow a run, a sweep or a deployment on a page that only this machine can open; Ctrl-C ends it."""
-    with report_errors(debug, "what is shown goes on", as_json=as_json):
+    with report_errors(debug, "the run continues", as_json=as_json):
         from fedloom.runs.follow import progress_of
         from fedloom.system.live_server import live_server
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fedloom.cli.options import Debug, Json, Places, PluginFiles, echo, echo_json, report_errors
+from fedloom.cli.options import Debug, Json, Places, PluginFiles, Quiet, echo, echo_json, report_errors
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
 MethodName = Annotated[
@@ -36,6 +37,7 @@ def ask(
     method: MethodName = None,
     client: ClientNumber = None,
     changes: Places = None,
+    quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -43,13 +45,16 @@ def ask(
     with report_errors(debug, as_json=as_json):
         from fedloom.runs.saved_models import open_models
         from fedloom.runs.trained_model import TrainedModel, check_question
+        from fedloom.system.progress import make_progress
 
         given = [one.strip() for several in options or () for one in several.split("|") if one.strip()]
         check_question(image, text, question, given)  # before the model is loaded
-        models = open_models(folder, changes or ())
-        reply = TrainedModel(models, models.question(models.method(method), client)).ask(
-            image, text, question, given
-        )
+        with closing(make_progress(quiet)) as progress:
+            models = open_models(folder, changes or (), (), progress)
+            model = TrainedModel(models, models.question(models.method(method), client))
+            progress.stage("answer", 1)
+            reply = model.ask(image, text, question, given)
+            progress.advance()
         if as_json:
             echo_json(
                 {
@@ -81,6 +86,7 @@ def demo(
     ] = 0,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 0,
     changes: Places = None,
+    quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -88,8 +94,10 @@ def demo(
     with report_errors(debug, "the page has ended", as_json=as_json):
         from fedloom.runs.demo import compared_models, demo_server, heading
         from fedloom.runs.saved_models import open_models
+        from fedloom.system.progress import make_progress
 
-        models = open_models(folder, changes or ())
+        with closing(make_progress(quiet)) as progress:
+            models = open_models(folder, changes or (), (), progress)
         compared = compared_models(models, methods or (), client)
         server, address = demo_server(port, models, compared)
         with server:
@@ -118,6 +126,7 @@ def evaluate(
     plugins: PluginFiles = None,
     out: Annotated[Path | None, typer.Option(help="File of the predictions, as JSON lines.")] = None,
     changes: Places = None,
+    quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -126,11 +135,20 @@ def evaluate(
         from fedloom.runs.evaluate_run import evaluate as run_evaluation
         from fedloom.runs.finished_run import load_run
         from fedloom.system.json_files import write_atomic
+        from fedloom.system.progress import make_progress
         from fedloom.tasks.predictions import prediction_line
 
-        found = run_evaluation(
-            load_run(folder), data, methods, client, {}, plugins=plugins or (), changes=changes or ()
-        )
+        with closing(make_progress(quiet)) as progress:
+            found = run_evaluation(
+                load_run(folder),
+                data,
+                methods,
+                client,
+                {},
+                plugins=plugins or (),
+                changes=changes or (),
+                progress=progress,
+            )
         for reason in found.skipped:
             echo(f"data: {reason}", err=True)
         if out is not None:
@@ -159,23 +177,27 @@ def export(
         bool, typer.Option("--with-base", help="Write the base model beside the adapter, too.")
     ] = False,
     changes: Places = None,
+    quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Export a model of a finished run: an adapter for PEFT with model card, prompt form and processor."""
     with report_errors(debug, as_json=as_json):
         from fedloom.runs.export_models import export_from_run
+        from fedloom.system.progress import make_progress
 
-        export_from_run(
-            folder,
-            out,
-            method=method,
-            client=client,
-            merged=merged,
-            rank=rank,
-            with_base=with_base,
-            changes=tuple(changes or ()),
-        )
+        with closing(make_progress(quiet)) as progress:
+            export_from_run(
+                folder,
+                out,
+                method=method,
+                client=client,
+                merged=merged,
+                rank=rank,
+                with_base=with_base,
+                changes=tuple(changes or ()),
+                progress=progress,
+            )
         kind = "model" if merged else "adapter"
         if as_json:
             echo_json({"kind": kind, "folder": str(out)})

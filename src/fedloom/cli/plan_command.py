@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom.cli.options import Changes, Debug, Json, PluginFiles, Recipe, echo, echo_json, report_errors
+from fedloom.cli.options import (
+    Changes,
+    Debug,
+    Json,
+    PluginFiles,
+    Quiet,
+    Recipe,
+    echo,
+    echo_json,
+    report_errors,
+)
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,8 +33,11 @@ def plan(
     plugins: PluginFiles = None,
     probe: Annotated[
         bool,
-        typer.Option("--probe", help="Correct the numbers with three real steps on the longest example."),
+        typer.Option(
+            "--probe", help="Correct memory and times with three real steps on the longest example."
+        ),
     ] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -37,10 +51,14 @@ def plan(
             )
         experiment = load_experiment(recipe, changes or (), plugins or ())
         from fedloom.runs.plan_run import plan_run, probed
+        from fedloom.system.progress import make_progress
 
-        result = plan_run(experiment)
-        if probe:
-            result = probed(experiment, result)
+        with closing(make_progress(quiet)) as progress:
+            progress.stage("estimate", 1)
+            result = plan_run(experiment)
+            progress.advance()
+            if probe:
+                result = probed(experiment, result, progress)
         divided = [DIVIDED] if experiment.model.device_map is not None else []
         echo_json(result.to_json()) if as_json else echo("\n".join([*_lines(result), *divided]))
 
@@ -49,6 +67,7 @@ DIVIDED = "model.device_map divides the decoder among cards and the host's memor
 
 
 def _lines(plan: ResourcePlan) -> Iterator[str]:
+    from fedloom.report.privacy_table import epsilon_text
     from fedloom.report.tables import counted, size
     from fedloom.system.progress import duration
 
@@ -63,6 +82,8 @@ def _lines(plan: ResourcePlan) -> Iterator[str]:
         yield f"  longest example {one.tokens:,} tokens; a step takes about {seconds(one.step_seconds)}"
         memory = ", ".join(f"{kind} {size(one.memory[kind])}" for kind in KINDS)
         yield f"  memory {size(sum(one.memory.values()))}: {memory}"
+        if one.seconds:
+            yield f"  about {duration(one.seconds)} of training in all rounds of all methods"
         for name, sent in one.bytes.items():
             yield f"  {name}: {sent['down']:,} bytes down and {sent['up']:,} up in a round"
     yield ""
@@ -71,6 +92,11 @@ def _lines(plan: ResourcePlan) -> Iterator[str]:
     yield f"Together: at most about {size(plan.peak_bytes)} of memory ({plan.workers} × {plan.rows} clients at once)"
     for name, sent in plan.bytes.items():
         yield f"  {name} sends {size(sent['down'])} down and {size(sent['up'])} up"
+    for name, spends in plan.privacy.items():
+        for one in spends:
+            unit = "client" if one["unit"] == "client" else "training example"
+            shown = f"ε = {epsilon_text(one['epsilon'])}, δ = {one['delta']:g}"
+            yield f"  {name} spends at most {shown} for a {unit} ({counted(one['releases'], 'release')})"
     yield f"  {size(plan.disk_bytes)} on disk, besides the cache; about {duration(total)} ({parts})"
     if not plan.probed:
         yield "Memory and times are estimates; --probe corrects them with three real steps."

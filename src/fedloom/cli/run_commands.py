@@ -54,7 +54,7 @@ Track = Annotated[
     typer.Option(
         "--track",
         metavar="NAME",
-        help="Keep figures with tensorboard, wandb (offline) or mlflow (local files) too; may be repeated.",
+        help="Log metrics to tensorboard, wandb (offline) or mlflow (local files); may be repeated.",
     ),
 ]
 
@@ -104,13 +104,13 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run an experiment, or continue it if it was interrupted, and print the results; a grid is run as by `fedloom sweep`."""
-    with report_errors(debug, "nothing was begun", as_json=as_json):
+    with report_errors(debug, "nothing was started", as_json=as_json):
         from fedloom.experiment.recipes import is_grid, load_experiment
         from fedloom.runs.run_folder import default_folder, discard, folder_state
 
         if is_grid(recipe, changes or ()):
             if track:
-                raise UserError(f"--track: {recipe} is a grid, and figures are kept of single runs")
+                raise UserError(f"--track: {recipe} is a grid, and metrics are logged of single runs")
             sweep(
                 recipe,
                 changes,
@@ -198,7 +198,7 @@ def _run(
         progress.close()
         started = (folder / "experiment.json").is_file()
         advice = f"`fedloom resume {shlex.quote(str(folder))}` continues from there"
-        end(f"interrupted; {advice if started else 'nothing was begun'}", exit_code(stop), as_json=as_json)
+        end(f"interrupted; {advice if started else 'nothing was started'}", exit_code(stop), as_json=as_json)
     finally:
         progress.close()
 
@@ -245,13 +245,13 @@ def validate(
             validate_grid(recipe, changes or (), plugins or (), as_json, quick=quick, syntax=syntax)
             return
         experiment = load_experiment(recipe, changes or (), plugins or ())
+        if not syntax:
+            from fedloom.runs.check_resources import require_resources
+
+            require_resources([(experiment, default_folder(experiment))])
         if as_json:
             echo(experiment.to_json(), nl=False)
         else:
-            if not syntax:
-                from fedloom.runs.check_resources import require_resources
-
-                require_resources([(experiment, default_folder(experiment))])
             echo(f"{recipe} is valid; it would run in {default_folder(experiment)}")
 
 

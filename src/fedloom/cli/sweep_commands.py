@@ -50,7 +50,7 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Run every experiment of a grid; the same command continues after an interruption."""
-    with report_errors(debug, "nothing was begun", as_json=as_json):
+    with report_errors(debug, "nothing was started", as_json=as_json):
         from fedloom.experiment.grid import load_grid
         from fedloom.report.tables import counted
         from fedloom.runs.sweep import default_sweep_folder, run_sweep
@@ -116,15 +116,15 @@ def validate_grid(
     grid = load_grid(recipe, changes, plugins)
     if quick:
         load_grid(recipe, changes, plugins, quick=True)
+    folder = default_sweep_folder(grid)
+    if not syntax:
+        from fedloom.runs.check_resources import require_resources
+
+        require_resources((cell.experiment, folder / cell.folder) for cell in grid.cells)
     if as_json:
         cells = {cell.name: cell.experiment.model_dump(mode="json") for cell in grid.cells}
         echo_json(cells)
     else:
-        folder = default_sweep_folder(grid)
-        if not syntax:
-            from fedloom.runs.check_resources import require_resources
-
-            require_resources((cell.experiment, folder / cell.folder) for cell in grid.cells)
         axes = " × ".join(f"{len(labels)} {name}" for name, labels in grid.axes.items())
         text = f"{recipe} is valid: {counted(len(grid.cells), 'cell')} ({axes})"
         echo(f"{text}; `fedloom sweep` would run them in {folder}")

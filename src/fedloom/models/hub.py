@@ -144,8 +144,14 @@ class Source:
     def _snapshot(self) -> Path:
         """Return the folder of a hub id in the hub's cache, after downloading its files if the network may be used."""
         from huggingface_hub import snapshot_download
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
+        try:
+            validate_repo_id(self.path)
+        except ValueError:
+            raise UserError(
+                f"{self.key}: {self.path!r} is not a folder with a checkpoint, nor could a model on a hub have this name"
+            ) from None
         disable_progress_bars()
         self._offline()
 

@@ -16,15 +16,15 @@ COUNTED = 6
 """Examples with the longest texts, and with an image, whose tokens are counted."""
 
 
-def longest(vlm: Vlm, conversations: Sequence[Conversation]) -> tuple[int, int]:
-    """Return the tokens of the longest of some conversations, and those of its answer."""
+def longest(vlm: Vlm, conversations: Sequence[Conversation]) -> Conversation:
+    """Return the longest of some conversations, of which there is at least one."""
     looked_at = conversations[:: max(1, len(conversations) // LOOKED_AT)]
     by_text = sorted(looked_at, key=lambda one: (len(one.pictures), len(one.user) + len(one.answer)))
-    counted = [_tokens(vlm, one) for one in by_text[-COUNTED:]]
-    return max(counted, default=(1, 1))
+    return max(by_text[-COUNTED:], key=lambda one: tokens_of(vlm, one))
 
 
-def _tokens(vlm: Vlm, conversation: Conversation) -> tuple[int, int]:
+def tokens_of(vlm: Vlm, conversation: Conversation) -> tuple[int, int]:
+    """Return the tokens of a conversation, and those of its answer."""
     learn_grids(
         vlm, [image for turn in (*conversation.history, conversation.turn) for image in turn.pictures]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isinf
 from typing import Any
 
 from fedloom.report.run_results import Json, at, number
@@ -75,7 +76,9 @@ def _epsilon(values: Sequence[float | None]) -> str:
         >>> _epsilon([1.0, 4.3772]), _epsilon([None]), _epsilon([])
         ('4.378', '∞', '—')
     """
-    if not values:
-        return MISSING
-    last = number(values, len(values) - 1)
-    return "∞" if last is None else f"{-(-last * 1000 // 1) / 1000:,.3f}"
+    return epsilon_text(number(values, len(values) - 1)) if values else MISSING
+
+
+def epsilon_text(value: float | None) -> str:
+    """Write an ε, rounded up; None, which JSON has for an infinite one, is infinite too."""
+    return "∞" if value is None or isinf(value) else f"{-(-value * 1000 // 1) / 1000:,.3f}"

@@ -32,7 +32,7 @@ def require_resources(experiments: Iterable[tuple[Experiment, Path]]) -> None:
         experiments: Experiments with their run folders.
 
     Raises:
-        UserError: Something is missing; the message has a line for each thing.
+        UserError: Requirements are not met; the message has a line for each.
     """
     faults, seen = dict[str, None](), set[str]()
     for experiment, folder in experiments:
@@ -43,8 +43,8 @@ def require_resources(experiments: Iterable[tuple[Experiment, Path]]) -> None:
             seen.add(key)
             faults |= dict.fromkeys(resource_faults(experiment, folder))
     if faults:
-        count = "one thing is missing" if len(faults) == 1 else f"{len(faults)} things are missing"
-        raise UserError("\n  ".join([f"the keys are valid, but {count} here:", *faults]))
+        count = "one requirement is" if len(faults) == 1 else f"{len(faults)} requirements are"
+        raise UserError("\n  ".join([f"the keys are valid, but {count} not met:", *faults]))
 
 
 def resource_faults(experiment: Experiment, folder: Path) -> list[str]:
@@ -90,7 +90,9 @@ def _require_disk(folder: Path, needed: int) -> None:
     """Raise UserError if a folder cannot be made, or if its disk has too little room."""
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"{folder}: {above} cannot be written to; choose another folder with --out")
+        raise UserError(
+            f"{folder}: {above} cannot be written to; `fedloom run` takes another folder with --out"
+        )
     if (free := shutil.disk_usage(above).free) < needed:
         raise UserError(
             f"{folder}: the run needs about {needed / 1e6:,.0f} MB, but its disk has {free / 1e6:,.0f} MB left"

@@ -16,7 +16,7 @@ from fedloom.client.optimizers import OPTIMIZERS
 from fedloom.client.site import Profile, Site
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import ALONE
-from fedloom.models.longest_example import longest
+from fedloom.models.longest_example import longest, tokens_of
 from fedloom.models.precision import device_of, precision_of
 from fedloom.models.step_sizes import SLOWER, step_sizes
 from fedloom.params import Part
@@ -31,22 +31,26 @@ class ClientClass:
 
     Attributes:
         clients: Number of clients.
+        largest: Number of the client with the most examples, whose needs these are.
         modalities: "both", "image" or "text".
         examples: Fewest and most training examples of a client.
         tokens: Tokens of the longest example that was looked at, answer included.
         steps: Most steps of a client in a round.
         memory: Bytes by kind: weights, adapter, gradients, optimizer, activations.
         step_seconds: Time of a step.
+        seconds: Time that its clients train in all rounds of all methods.
         bytes: Method → bytes of a round's messages: "down" to a client and "up" from it.
     """
 
     clients: int
+    largest: int
     modalities: str
     examples: tuple[int, int]
     tokens: int
     steps: int
     memory: dict[str, int]
     step_seconds: float
+    seconds: float
     bytes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
 
@@ -74,7 +78,7 @@ def client_class(
     *,
     recompute: bool = False,
 ) -> ClientClass:
-    """Return what the clients of a class need.
+    """Return what the clients of a class need; in how many rounds they train is not counted here.
 
     Args:
         experiment: Every choice.
@@ -90,7 +94,7 @@ def client_class(
     local, settings, vlm = site.method(method), experiment.train, site.tuned.vlm
     counts = [local.profiles[client].examples for client in members]
     largest = members[counts.index(max(counts))]
-    tokens, answer = longest(vlm, local.conversations(largest))
+    tokens, answer = tokens_of(vlm, longest(vlm, local.conversations(largest)))
     batch = min(settings.batch_size, max(counts))
     rows = min(batch, settings.micro_batch or batch)  # in one pass
     trained = key[1].count if key[1] is not None else site.tuned.layout.size
@@ -100,6 +104,7 @@ def client_class(
     steps = steps_of(settings, max(counts))
     return ClientClass(
         len(members),
+        largest,
         key[0],
         (min(counts), max(counts)),
         tokens,
@@ -114,6 +119,7 @@ def client_class(
         sizes.multiplications(batch * tokens, batch * answer)
         * (4 / 3 if recompute else 1)
         / (speed * SLOWER),
+        0.0,
         {name: message_bytes(experiment, site, name, largest) for name in federated},
     )
 

@@ -20,6 +20,7 @@ from fedloom.runs.trained_model import TrainedModel
 from fedloom.runs.typed_table import Table
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import Manifest, read_manifest
+from fedloom.system.progress import Progress
 from fedloom.tasks import Metric
 from fedloom.tasks.predictions import Prediction, answers_of, predictions
 from fedloom.tasks.score_answers import score
@@ -50,6 +51,7 @@ def evaluate(
     *,
     plugins: Sequence[str] = (),
     changes: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Score models; see `fedloom.evaluate`.
 
@@ -61,26 +63,31 @@ def evaluate(
         metrics: Name → function or metric.
         plugins: Files of plug-ins with further metrics.
         changes: Current places of data and models.
+        progress: Shows the loading and the answering; None shows nothing.
     """
     own = _metrics(metrics, plugins)
     if isinstance(methods, str):
         raise UserError(f"methods: expected a list of names, such as [{methods!r}]")
     if data is None:
         return _from_predictions(run, methods, client, own, changes)
-    models = open_models(run.folder, changes, run.plugins)
-    loaded = checked_data(models.experiment, models.context.vlm, examples_of(data), complete=False)
+    progress = progress or Progress(None)
+    models = open_models(run.folder, changes, run.plugins, progress)
+    loaded = checked_data(models.experiment, models.context.vlm, examples_of(data), progress, complete=False)
     examples, skipped = loaded.data.examples, tuple(map(str, loaded.data.rejected))
     if not examples:
         where = data if isinstance(data, str | Path) else "they"
         reason = "; ".join(skipped[:5]) or f"{where} hold{'s' if where is data else ''} no records"
         raise UserError(f"data: no example can be used: {reason}")
     scores, rows = list[Score](), list[Prediction]()
-    for method in _with_models(models, methods, client):
+    parts, named = slices_of(examples), list(_with_models(models, methods, client))
+    progress.stage("evaluation", len(named) * len(parts))
+    for method in named:
         model = TrainedModel(models, models.question(method, None if method == "zero-shot" else client))
-        for part in slices_of(examples):
+        for part in parts:
             judged = model.answer(examples, [SLICES[part]] * len(examples))
             scores += scores_of(method, part, score(examples, judged, own))
             rows += predictions(method, model.client, part, examples, judged)
+            progress.advance()
     return Evaluation(Table(Score, scores), Table(Prediction, rows), skipped)
 
 

@@ -19,6 +19,7 @@ from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import to_json
 from fedloom.system.manifest import Manifest, files_in, write_manifest
+from fedloom.system.progress import Progress
 from fedloom.system.temporary_folders import temporary_folder
 from fedloom.tasks.rendering import render
 from fedloom.tuning.adapters import release
@@ -78,6 +79,7 @@ def export_from_run(
     rank: int | None = None,
     with_base: bool = False,
     changes: tuple[str, ...] = (),
+    progress: Progress | None = None,
 ) -> None:
     """Export a model of a finished run.
 
@@ -91,6 +93,7 @@ def export_from_run(
         with_base: Whether to write the base model beside the adapter, in `base`. A base model that was made for the run, by a
             new connector or from parts, always is.
         changes: Current places of data and models.
+        progress: Shows the loading and the writing; None shows nothing.
 
     Raises:
         UserError: There is no such model, or `out` is not empty.
@@ -99,23 +102,32 @@ def export_from_run(
         raise UserError(f"{out} is not an empty folder; choose another one with --out")
     if merged and rank is not None:
         raise UserError("--rank: a merged model has no adapters; leave out --rank or --merged")
-    models = open_models(folder, changes)
+    progress = progress or Progress(None)
+    models = open_models(folder, changes, (), progress)
     question = models.question(models.method(method), client)
+    progress.stage("export", 1)
     if merged:
         _export_merged(models, question, out)
-        return
-    own_base = with_base or has_no_folder(models.experiment)
-    place = str((out / BASE).resolve()) if own_base else None
-    export_model(models.context, question, out, rank=rank, base=place)
-    if own_base:
-        release(models.context.tuned)
-        _save_model(models.context, out / BASE, {})
+    else:
+        _export_adapter(models, question, out, rank=rank, with_base=with_base)
+    progress.advance()
 
 
 def has_no_folder(experiment: Experiment) -> bool:
     """Return whether the base model of an experiment is in no folder, because it was assembled or got another connector."""
     model = experiment.model
     return model.connector is not None or (model.encoder is not None and model.llm is not None)
+
+
+def _export_adapter(
+    models: SavedModels, question: Question, out: Path, *, rank: int | None, with_base: bool
+) -> None:
+    own_base = with_base or has_no_folder(models.experiment)
+    place = str((out / BASE).resolve()) if own_base else None
+    export_model(models.context, question, out, rank=rank, base=place)
+    if own_base:
+        release(models.context.tuned)
+        _save_model(models.context, out / BASE, {})
 
 
 def _export_merged(models: SavedModels, question: Question, out: Path) -> None:

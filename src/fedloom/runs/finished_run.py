@@ -50,7 +50,7 @@ class RoundFigures:
         loss: Mean training loss of the accepted updates; None if there are none.
         clients: The clients whose updates were accepted or refused.
         refused: Client → the reason why its update was refused.
-        missing: Client → the reason why it gave no update.
+        missing: Client → the reason why it returned no update.
         bytes_up: Bytes of the updates.
         bytes_down: Bytes of what was sent to clients.
         seconds: Time of the round.

@@ -20,9 +20,9 @@ from fedloom.models.longest_example import longest
 from fedloom.models.precision import device_of as kind_of_device
 from fedloom.models.text_only import without_images
 from fedloom.runs.resource_plan import (
-    BASELINES_TRAINED,
     ClientClass,
     ResourcePlan,
+    described_method,
     machine_speed,
     predict,
 )
@@ -33,6 +33,7 @@ from fedloom.scenarios.validation_part import plan_and_validation
 from fedloom.system.allocator import release_freed
 from fedloom.system.errors import UserError
 from fedloom.system.memory import forget_peak, peak_bytes, resident_bytes
+from fedloom.system.progress import Progress
 from fedloom.tuning.adapters import empty_tuned
 from fedloom.tuning.strategies import merged_stage
 from fedloom.types import DataSet
@@ -79,25 +80,28 @@ def _empty_site(experiment: Experiment) -> tuple[Site, DataSet, Plan]:
     return replace(site, memory=InMemory()), data, plan
 
 
-def probed(experiment: Experiment, plan: ResourcePlan) -> ResourcePlan:
-    """Return a plan whose memory and times of steps are corrected by three real steps on the longest example.
+def probed(experiment: Experiment, plan: ResourcePlan, progress: Progress | None = None) -> ResourcePlan:
+    """Return a plan whose memory and times of steps are corrected by three real steps.
 
-    The model is loaded, and its features of all images are computed, as a run would do; both stay in the cache.
+    They are taken on the longest example of the class of clients with the largest activations. The model is loaded, and its
+    features of all images are computed, as a run would do; both stay in the cache.
 
     Args:
         experiment: Every choice.
         plan: The result of `plan_run`.
+        progress: Shows the loading and the steps; None shows nothing.
 
     Raises:
         UserError: Nothing is trained, or the run could not start.
     """
     if not plan.classes:
         raise UserError("--probe: no method of this experiment trains anything")
-    with tempfile.TemporaryDirectory() as folder, open_site(experiment, Path(folder)) as site:
-        largest = max(plan.classes, key=lambda one: one.memory["activations"])
-        measured, seconds = _measure(experiment, site)
-        slower = seconds / largest.step_seconds
-        more = measured / max(1, _trained_bytes(largest))
+    progress = progress or Progress(None)
+    with tempfile.TemporaryDirectory() as folder, open_site(experiment, Path(folder), progress) as site:
+        most = max(plan.classes, key=lambda one: one.memory["activations"])
+        measured, seconds = _measure(experiment, site, most.largest, progress)
+        slower = seconds / most.step_seconds
+        more = measured / max(1, _trained_bytes(most))
     classes = tuple(_corrected(one, more, slower) for one in plan.classes)
     own = max(_trained_bytes(one) for one in classes) * plan.rows * plan.workers
     return replace(
@@ -118,34 +122,32 @@ def _corrected(one: ClientClass, more: float, slower: float) -> ClientClass:
     known = _trained_bytes(one) - one.memory["activations"]
     activations = max(0, int(_trained_bytes(one) * more) - known)
     memory = {**one.memory, "activations": activations}
-    return replace(one, memory=memory, step_seconds=one.step_seconds * slower)
+    return replace(one, memory=memory, step_seconds=one.step_seconds * slower, seconds=one.seconds * slower)
 
 
-def _measure(experiment: Experiment, site: Site) -> tuple[int, float]:
-    """Take steps on batches of the longest example; return the bytes of memory that they need, and the seconds of one step."""
-    method = next(
-        name
-        for name in experiment.methods
-        if experiment.method(name).federated or experiment.method(name).base in BASELINES_TRAINED
-    )
+def _measure(experiment: Experiment, site: Site, client: int, progress: Progress) -> tuple[int, float]:
+    """Take steps on batches of a client's longest example; return the bytes of memory that they need, and the seconds of one."""
+    method = described_method(experiment)
+    assert method is not None
     local = site.method(method)
-    counts = [profile.examples for profile in local.profiles]
-    client = counts.index(max(counts))
     up = local.stages[0].parts.up
     job = site.job(Assignment(method, 0, 0, client, local.start, up=None if up.is_whole else up))
-    example = max(job.conversations, key=lambda one: longest(site.tuned.vlm, [one]))
-    batch = min(job.settings.batch_size, max(counts))
+    example = longest(site.tuned.vlm, job.conversations)
+    batch = min(job.settings.batch_size, len(job.conversations))
     settings = job.settings.model_copy(update={"epochs": 1, "batch_size": batch})
     first = replace(job, conversations=[example] * batch, settings=settings, second=None)
+    progress.stage("probe", 1 + STEPS)
     cuda = site.tuned.flat.device.type == "cuda"
     release_freed()
     before, _ = (torch.cuda.memory_allocated(), torch.cuda.reset_peak_memory_stats()) if cuda else (0, None)
     forget_peak()
     before = before or resident_bytes()
     train(site.tuned, [first])
+    progress.advance()
     started = time.perf_counter()
     train(site.tuned, [replace(first, conversations=[example] * batch * STEPS)])
     seconds = (time.perf_counter() - started) / STEPS
+    progress.advance(STEPS)
     peak = torch.cuda.max_memory_allocated() if cuda else peak_bytes()
     # The buffers of values and gradients exist before the first step.
     return max(0, peak - before) + 2 * site.tuned.flat.nbytes, seconds

@@ -11,12 +11,15 @@ Updates that the server refused count too. What is stated is therefore never les
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 from fedloom.algorithms.compose import settable_arguments
 from fedloom.algorithms.gaussian_privacy import composed, epsilon_of
+from fedloom.client.site import Site
+from fedloom.experiment.experiment import Experiment
 from fedloom.run_log import read_lines
 from fedloom.runs.run_context import RunContext
 
@@ -28,44 +31,93 @@ def privacy_of(context: RunContext) -> dict[str, Any]:
     and "epsilon", the sums after each of these rounds; ε is None where it is infinite. A single client None stands
     for all of them where data are pooled, and where a round had more clients than the log lists.
     """
-    entries, methods = context.experiment.entries, context.experiment.methods
-    parts = {
-        name: used
-        for name in methods
-        if (used := [part for part in context.experiment.method(name).parts if entries[part].protects])
-    }
-    if not parts:
+    experiment = context.experiment
+    if not (parts := _parts_with_noise(experiment)):
         return {}
     lines = [line for _, line in read_lines(context.record.path) if line["kind"] == "round"]
     return {
         "privacy": {
             name: [
-                _ledger(context, name, part, [one for one in lines if one["method"] == name]) for part in used
+                _ledger(
+                    experiment,
+                    context.site,
+                    name,
+                    part,
+                    rounds_by_client(
+                        [one for one in lines if one["method"] == name], pooled=_is_pooled(experiment, name)
+                    ),
+                )
+                for part in used
             ]
             for name, used in parts.items()
         }
     }
 
 
-def _ledger(context: RunContext, name: str, part: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    entry = context.experiment.entries[part]
-    arguments = {**settable_arguments(entry.make), **context.experiment.arguments(part)}
-    noise, delta = float(arguments["noise"]), float(arguments["delta"])
-    pooled = context.experiment.method(name).base == "centralized"
-    stages = context.site.method(name).stages
-    epochs = [stage.settings.epochs for stage in stages for _ in range(stage.settings.rounds)]
-    rounds = rounds_by_client(lines, pooled=pooled)
-    releases = epochs if entry.protects == "example" else [1] * len(epochs)
+def planned_privacy(
+    experiment: Experiment, site: Site, cohorts: Callable[[str], Iterable[Sequence[int]]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return method → what its planned rounds will spend at most, for each part with noise.
+
+    It has "part", "unit", "noise" and "delta" as a ledger has, and "releases" and "epsilon" of the client with the most releases.
+
+    Args:
+        experiment: Every choice.
+        site: The run's site.
+        cohorts: Method → the clients of each of its rounds, in order.
+    """
+    planned = dict[str, list[dict[str, Any]]]()
+    for name, used in _parts_with_noise(experiment).items():
+        for part in used:
+            described, releases = _described(experiment, site, name, part)
+            totals = Counter[int | None]()
+            for clients, released in zip(cohorts(name), releases, strict=True):
+                for client in [None] if _is_pooled(experiment, name) else clients:
+                    totals[client] += released
+            most = max(totals.values())
+            epsilon = epsilon_of(composed(described["noise"], most), described["delta"])
+            planned.setdefault(name, []).append({**described, "releases": most, "epsilon": epsilon})
+    return planned
+
+
+def _parts_with_noise(experiment: Experiment) -> dict[str, list[str]]:
+    """Return method → its parts that protect a unit by noise, for methods with any."""
     return {
-        "part": part,
-        "unit": entry.protects,
-        "noise": noise,
-        "delta": delta,
+        name: used
+        for name in experiment.methods
+        if (used := [part for part in experiment.method(name).parts if experiment.entries[part].protects])
+    }
+
+
+def _is_pooled(experiment: Experiment, name: str) -> bool:
+    return experiment.method(name).base == "centralized"
+
+
+def _ledger(
+    experiment: Experiment, site: Site, name: str, part: str, rounds: Mapping[int | None, Sequence[int]]
+) -> dict[str, Any]:
+    described, releases = _described(experiment, site, name, part)
+    noise, delta = described["noise"], described["delta"]
+    return {
+        **described,
         "clients": [
             {"client": client, "rounds": taken, **spent(noise, delta, [releases[k] for k in taken])}
             for client, taken in rounds.items()
         ],
     }
+
+
+def _described(
+    experiment: Experiment, site: Site, name: str, part: str
+) -> tuple[dict[str, Any], Sequence[int]]:
+    """Return what a part with noise protects and how, and the number of its releases in each round."""
+    entry = experiment.entries[part]
+    arguments = {**settable_arguments(entry.make), **experiment.arguments(part)}
+    stages = site.method(name).stages
+    epochs = [stage.settings.epochs for stage in stages for _ in range(stage.settings.rounds)]
+    noise, delta = float(arguments["noise"]), float(arguments["delta"])
+    described = {"part": part, "unit": entry.protects, "noise": noise, "delta": delta}
+    return described, epochs if entry.protects == "example" else [1] * len(epochs)
 
 
 def spent(noise: float, delta: float, releases: Iterable[int]) -> dict[str, Any]:
@@ -100,7 +152,7 @@ def rounds_by_client(
 
 
 def _clients(line: Mapping[str, Any]) -> Iterator[int | None]:
-    """Yield the clients that gave an update; None if not all of them are listed."""
+    """Yield the clients that returned an update; None if not all of them are listed."""
     listed = [one["client"] for one in line.get("clients", ())]
     yield from listed
     if len(listed) + len(line.get("missing", ())) < line.get("cohort", 0):

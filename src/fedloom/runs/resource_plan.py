@@ -7,7 +7,7 @@ speed.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
@@ -21,6 +21,7 @@ from fedloom.engine.machine_choices import Choice, Machine, choose_from
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.empty_model import weight_bytes
 from fedloom.models.step_sizes import SLOWER, step_sizes
+from fedloom.params import Part
 from fedloom.runs.client_classes import (
     ClientClass,
     adapter_values,
@@ -30,6 +31,7 @@ from fedloom.runs.client_classes import (
     precision_here,
 )
 from fedloom.runs.modality_slices import slices_of
+from fedloom.runs.privacy_ledger import planned_privacy
 from fedloom.runs.site_setup import algorithm_of
 from fedloom.scenarios.plan import Plan
 from fedloom.types import DataSet
@@ -56,6 +58,7 @@ class ResourcePlan:
         bytes: Method → bytes of all messages: "up" and "down".
         disk_bytes: Bytes of the run folder.
         seconds: Wall time by kind: "features", "training" and "evaluation".
+        privacy: Method → what its noise will spend; see `fedloom.runs.privacy_ledger.planned_privacy`.
         probed: Whether three steps were run.
     """
 
@@ -69,6 +72,7 @@ class ResourcePlan:
     bytes: dict[str, dict[str, int]]
     disk_bytes: int
     seconds: dict[str, float]
+    privacy: dict[str, list[dict[str, Any]]]
     probed: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -108,29 +112,28 @@ def predict(
         program: Bytes of this process without the model.
     """
     federated = [name for name in experiment.methods if experiment.method(name).federated]
-    trains = federated or [
-        name
-        for base in BASELINES_TRAINED
-        for name in experiment.methods
-        if experiment.method(name).base == base
-    ]
+    described = described_method(experiment)
     weights = weight_bytes(site.tuned.vlm, precision_here(experiment), experiment.model.quantize)
-    groups = group_clients(site, trains[0]) if trains else {}
-    classes = [
-        client_class(experiment, site, trains[0], federated, members, key, weights, speed)
-        for key, members in groups.items()
-    ]
+    groups = {} if described is None else group_clients(site, described)
+
+    def class_of_members(
+        key: tuple[str, Part | None], members: Sequence[int], *, recompute: bool = False
+    ) -> ClientClass:
+        assert described is not None
+        return client_class(
+            experiment, site, described, federated, members, key, weights, speed, recompute=recompute
+        )
+
+    classes = [class_of_members(key, members) for key, members in groups.items()]
     choice = _choice(experiment, site, classes, machine)
     if experiment.engine.recompute == "auto" and choice.recompute:
-        classes = [
-            client_class(experiment, site, trains[0], federated, members, key, weights, speed, recompute=True)
-            for key, members in groups.items()
-        ]
+        classes = [class_of_members(key, members, recompute=True) for key, members in groups.items()]
     own = max((_own_bytes(one) for one in classes), default=0)
     class_of = {k: one for one, members in zip(classes, groups.values(), strict=True) for k in members}
     sent = {name: _sent(experiment, site, name, class_of) for name in federated}
+    trained = _training_seconds(experiment, site, class_of)
     return ResourcePlan(
-        tuple(classes),
+        tuple(replace(one, seconds=trained.get(one.largest, 0.0)) for one in classes),
         site.tuned.layout.size,
         weights,
         program,
@@ -139,8 +142,21 @@ def predict(
         program + sum(weights.values()) + choice.rows * choice.workers * own,
         sent,
         disk_bytes(experiment, site),
-        _seconds(experiment, site, data, plan, class_of, choice, speed),
+        _seconds(experiment, site, data, plan, class_of, sum(trained.values()), speed),
+        planned_privacy(
+            experiment, site, lambda name: (clients for _, clients in _cohorts(experiment, site, name))
+        ),
     )
+
+
+def described_method(experiment: Experiment) -> str | None:
+    """Return the method whose training is described: the first federated one, or else a baseline; None if none trains."""
+    methods = {name: experiment.method(name) for name in experiment.methods}
+    kinds = [
+        [name for name, one in methods.items() if one.federated],
+        *([name for name, one in methods.items() if one.base == base] for base in BASELINES_TRAINED),
+    ]
+    return next((name for names in kinds for name in names), None)
 
 
 def _own_bytes(one: ClientClass) -> int:
@@ -149,27 +165,27 @@ def _own_bytes(one: ClientClass) -> int:
 
 def _sent(experiment: Experiment, site: Site, name: str, class_of: dict[int, ClientClass]) -> dict[str, int]:
     """Return the bytes of all rounds of a method; later rounds count as the first one of their stage."""
-    total = {"down": 0, "up": 0}
-    local, clients = site.method(name), range(len(site.method(name).profiles))
-    for number, stage in enumerate(local.stages):
-        schedule = _schedule(experiment, stage.settings.rounds, stage.settings.cohort, clients)
-        by_class = dict[int, dict[str, int]]()
-        for round in range(schedule.rounds):
-            for client in draw_cohort(schedule, round):
-                key = id(class_of[client])
-                if key not in by_class:
-                    by_class[key] = (
-                        class_of[client].bytes[name]
-                        if number == 0
-                        else message_bytes(experiment, site, name, client, number)
-                    )
-                for way, size in by_class[key].items():
-                    total[way] += size
+    total, known = {"down": 0, "up": 0}, dict[tuple[int, int], dict[str, int]]()
+    for number, clients in _cohorts(experiment, site, name):
+        for client in clients:
+            one = class_of[client]
+            if (key := (number, one.largest)) not in known:
+                known[key] = (
+                    one.bytes[name] if number == 0 else message_bytes(experiment, site, name, client, number)
+                )
+            for way, size in known[key].items():
+                total[way] += size
     return total
 
 
-def _schedule(experiment: Experiment, rounds: int, cohort: int | None, clients: Sequence[int]) -> Schedule:
-    return Schedule(rounds, clients, cohort, experiment.training_seed, experiment.train.sampler)
+def _cohorts(experiment: Experiment, site: Site, name: str) -> Iterator[tuple[int, Sequence[int]]]:
+    """Yield the number of the stage and the clients of each round of a method; of a baseline, all clients."""
+    local, seed, sampler = site.method(name), experiment.training_seed, experiment.train.sampler
+    for number, stage in enumerate(local.stages):
+        cohort = stage.settings.cohort if experiment.method(name).federated else None
+        schedule = Schedule(stage.settings.rounds, range(len(local.profiles)), cohort, seed, sampler)
+        for round in range(schedule.rounds):
+            yield number, draw_cohort(schedule, round)
 
 
 def _choice(experiment: Experiment, site: Site, classes: Iterable[ClientClass], machine: Machine) -> Choice:
@@ -217,11 +233,11 @@ def _seconds(
     data: DataSet,
     plan: Plan,
     class_of: dict[int, ClientClass],
-    choice: Choice,
+    training: float,
     speed: float,
 ) -> dict[str, float]:
-    """Return the wall time by kind; processes share the machine's threads, so they make a round no faster here."""
-    vlm, training = site.tuned.vlm, 0.0
+    """Return the wall time by kind, given that of training."""
+    vlm = site.tuned.vlm
     sizes = step_sizes(vlm, adapter_values(site))
     forwards = 0
     for name in experiment.methods:
@@ -231,7 +247,6 @@ def _seconds(
             every, models = experiment.evaluate.every, _models(experiment, site, name)
             passes = models * (parts + ((experiment.train.rounds - 1) // every if every else 0))
             passes += parts if method.federated and models > 1 else 0  # the shared model besides
-            training += _training_seconds(experiment, site, name, class_of)
         forwards += passes
     tokens = max((one.tokens for one in class_of.values()), default=1)
     encoder = sum(
@@ -250,24 +265,29 @@ def _seconds(
 
 
 def _training_seconds(
-    experiment: Experiment, site: Site, name: str, class_of: dict[int, ClientClass]
-) -> float:
-    local, base = site.method(name), experiment.method(name).base
-    total, examples = 0.0, sum(profile.examples for profile in local.profiles)
-    for stage in local.stages:
-        settings = stage.settings
-        if base == "centralized":
-            one = max(class_of.values(), key=lambda one: one.step_seconds)
-            steps = steps_of(settings, examples)
-            total += settings.rounds * steps * one.step_seconds
+    experiment: Experiment, site: Site, class_of: dict[int, ClientClass]
+) -> dict[int | None, float]:
+    """Return the time that the clients of each class train, by its largest client; None is for data in one place.
+
+    Processes share the machine's threads, so they make a round no faster here.
+    """
+    seconds = dict[int | None, float]()
+    for name in experiment.methods:
+        method = experiment.method(name)
+        if not method.federated and method.base not in BASELINES_TRAINED:
             continue
-        cohort = None if base == "local" else settings.cohort
-        schedule = _schedule(experiment, settings.rounds, cohort, range(len(local.profiles)))
-        for round in range(schedule.rounds):
-            for client in draw_cohort(schedule, round):
+        local = site.method(name)
+        pooled = sum(profile.examples for profile in local.profiles) if method.base == "centralized" else None
+        slowest = max(one.step_seconds for one in class_of.values())
+        for number, clients in _cohorts(experiment, site, name):
+            settings = local.stages[number].settings
+            for client in clients if pooled is None else ():
+                one = class_of[client]
                 steps = steps_of(settings, local.profiles[client].examples)
-                total += steps * class_of[client].step_seconds
-    return total
+                seconds[one.largest] = seconds.get(one.largest, 0.0) + steps * one.step_seconds
+            if pooled is not None:
+                seconds[None] = seconds.get(None, 0.0) + steps_of(settings, pooled) * slowest
+    return seconds
 
 
 def _models(experiment: Experiment, site: Site, name: str) -> int:

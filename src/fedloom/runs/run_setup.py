@@ -154,16 +154,22 @@ def set_up_run(
 
 
 @contextmanager
-def open_site(experiment: Experiment, folder: Path) -> Iterator[Site]:
+def open_site(experiment: Experiment, folder: Path, progress: Progress | None = None) -> Iterator[Site]:
     """Open the site of all clients of an experiment, without a server.
 
     Args:
         experiment: Every choice.
         folder: The folder of the clients' memories.
+        progress: Shows the loading; None shows nothing.
     """
     set_threads(experiment)
+    progress = progress or Progress(None)
+    progress.stage("loading data and model", 2)
+    loaded = load_run_data(experiment)
+    progress.advance()
     with _adapted(with_precision(experiment), {}) as tuned:
-        data = checked_data(experiment, tuned.vlm, load_run_data(experiment)).data
+        progress.advance()
+        data = checked_data(experiment, tuned.vlm, loaded, progress).data
         plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
         yield make_site(experiment, data, plan, tuned, stages_of(experiment), folder, validation)
 

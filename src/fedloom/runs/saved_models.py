@@ -125,23 +125,27 @@ class SavedModels:
         return list(self._models(self.experiment.method(method), method, None))
 
 
-def open_models(folder: Path, changes: Sequence[str] = (), plugins: Plugged = ()) -> SavedModels:
+def open_models(
+    folder: Path, changes: Sequence[str] = (), plugins: Plugged = (), progress: Progress | None = None
+) -> SavedModels:
     """Load the base model of a finished run, into which its trained values can be written.
 
     Args:
         folder: The run folder.
         changes: Current places of data and models, such as `model.path=NEW`.
         plugins: Current paths of the run's plug-ins, or the values themselves.
+        progress: Shows the loading; None shows nothing.
 
     Raises:
         UserError: The folder holds no finished run, or the base model is another one than that of the run.
     """
     experiment = experiment_to_resume(folder, changes, plugins)
-    manifest = read_manifest(folder)
+    progress, manifest = progress or Progress(None), read_manifest(folder)
     if manifest is None or not is_finished(folder):
         raise UserError(
             f"{folder} holds a run that is not finished; continue it with `fedloom resume {folder}`"
         )
+    progress.stage("loading model", 1)
     if manifest.identity.get("base model") != models_digest(experiment):
         raise UserError(
             f"{folder}: the base model, {experiment.model.path!r}, is another one than that of the run; give its place with "
@@ -150,13 +154,14 @@ def open_models(folder: Path, changes: Sequence[str] = (), plugins: Plugged = ()
     tuned = prepare(
         loaded_model(experiment, {}), merged_stage(stages_of(experiment)), experiment.training_seed
     )
+    progress.advance()
     data = DataSet(experiment.data.name, (), ())
     plan = _empty_plan(int(read_json(folder / PLAN, {"count": int})["count"]))
     stages = stages_of(experiment)
     site = make_site(experiment, data, plan, tuned, stages, folder / METHODS)
     return SavedModels(
         RunContext(
-            experiment, folder, data, plan, site, stages, RunLog(folder / RECORD), Progress(None),
+            experiment, folder, data, plan, site, stages, RunLog(folder / RECORD), progress,
             json_digest(manifest.identity),
         )
     )  # fmt: skip
