@@ -39,6 +39,7 @@ class StepSizes:
         adapters: Values of all adapters.
         vocabulary: V.
         layers: Number of layers.
+        heads: Attention heads of a layer.
     """
 
     saved: int
@@ -48,18 +49,24 @@ class StepSizes:
     adapters: int
     vocabulary: int
     layers: int
+    heads: int
 
-    def activation_bytes(self, tokens: int, answer: int, width: int, *, recompute: bool = False) -> int:
+    def activation_bytes(
+        self, rows: int, tokens: int, answer: int, width: int, *, recompute: bool = False, plain: bool = False
+    ) -> int:
         """Return the bytes that a step's forward pass keeps for its backward pass.
 
         Args:
-            tokens: Tokens of the batch, padding included.
-            answer: Tokens of its answers.
+            rows: Examples of the batch.
+            tokens: Tokens of each, padding included.
+            answer: Tokens of each answer.
             width: Bytes of a value in the language model.
             recompute: Whether layers are computed again in the backward pass, so that only their inputs are kept.
+            plain: Whether attention runs without a fused kernel, and so keeps the weights of all pairs of tokens.
         """
         kept = self.layers * self.residual + self.largest if recompute else self.saved
-        return tokens * kept * width + LOGITS * answer * self.vocabulary * 4
+        pairs = (1 if recompute else self.layers) * self.heads * tokens**2 if plain else 0
+        return rows * ((tokens * kept + pairs) * width + LOGITS * answer * self.vocabulary * 4)
 
     def multiplications(self, tokens: int, answer: int) -> int:
         """Return the multiplications of a step: twice the forward pass for gradients of states, three times for adapters."""
@@ -87,6 +94,7 @@ def step_sizes(vlm: Vlm, adapters: int) -> StepSizes:
         adapters,
         vocabulary,
         len(layers),
+        vlm.model.config.get_text_config().num_attention_heads,
     )
 
 

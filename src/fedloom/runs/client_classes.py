@@ -101,6 +101,7 @@ def client_class(
     sizes = step_sizes(vlm, adapter_values(site))
     recompute = recompute or experiment.engine.recompute == "always"
     width = getattr(torch, precision_here(experiment)).itemsize
+    plain = experiment.engine.deterministic and device_of(experiment.model.device) != "cpu"
     steps = steps_of(settings, max(counts))
     return ClientClass(
         len(members),
@@ -114,7 +115,9 @@ def client_class(
             "adapter": 4 * trained,
             "gradients": 4 * trained,
             "optimizer": 4 * trained * len(OPTIMIZERS[settings.optimizer].slots),
-            "activations": sizes.activation_bytes(rows * tokens, rows * answer, width, recompute=recompute),
+            "activations": sizes.activation_bytes(
+                rows, tokens, answer, width, recompute=recompute, plain=plain
+            ),
         },
         sizes.multiplications(batch * tokens, batch * answer)
         * (4 / 3 if recompute else 1)
