@@ -1,9 +1,10 @@
-"""Images given from Python: a path, the bytes of a file, a PIL image, or an array of pixels."""
+"""Images given from Python: a path, the bytes of a file (also as Hugging Face keeps them), a PIL image, or an array of pixels."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,12 +53,15 @@ def python_image(value: Any, what: str = "image") -> LazyImage:
     """Return an image from a path, the bytes of a file, a PIL image of any mode, or an array of shape [height, width, 3].
 
     Args:
-        value: One of these, arrays with values 0–255, or an image of fedloom's own kind, which is returned unchanged.
+        value: One of these, arrays with values 0–255; {"bytes": …, "path": …} with either of them, as Hugging Face keeps
+            images; or an image of fedloom's own kind, which is returned unchanged.
         what: Its name in messages.
 
     Raises:
         UserError: It is something else, or the file cannot be used.
     """
+    if isinstance(value, Mapping) and value.keys() <= {"bytes", "path"}:
+        return python_image(value.get("path") if value.get("bytes") is None else value["bytes"], what)
     if isinstance(value, str | Path):
         image = fully_checked_image(Path(value))
         if isinstance(image, str):

@@ -50,7 +50,7 @@ def _conversation_examples(record: Record, find_image: FindAnyImage) -> list[Exa
 
 def _single_example(record: Record, find_image: FindAnyImage) -> Example:
     values = record.values
-    question, answer = required(values, "question"), required(values, "answer")
+    question, answer = required(values, "question"), _answer(values)
     options, own_text, names = _options(values), text(values, "text"), image_names(values)
     if not names and own_text is None:
         raise InvalidRecord("neither image nor text")
@@ -65,6 +65,15 @@ def _single_example(record: Record, find_image: FindAnyImage) -> Example:
         turns, image = (), find_image(names[0]) if names else None
     example = _bare_example(record, question, answer, options)
     return replace(example, id=_id(record), image=image, text=own_text, turns=turns)
+
+
+def _answer(values: dict[str, Any]) -> str:
+    value = values.get("answer")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise InvalidRecord(
+            f'answer is the number {value}, not text; give the name of the class, or "{value}" if that is the answer'
+        )
+    return required(values, "answer")
 
 
 def _is_simple(turns: Sequence[Turn]) -> bool:
