@@ -362,6 +362,37 @@ def test_mistakes_in_python_are_reported_as_those_in_files() -> None:
         load_data(experiment.data, 0, experiment.datasets)
 
 
+@pytest.mark.parametrize("value", [5, {1, 2}, "emoji"])
+def test_a_value_that_is_no_data_is_answered_with_what_python_may_give(value: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"must be a mapping .*; in Python it may also be a list of dicts, .*DataFrame"
+    ):
+        fedloom.Experiment(data=value)
+
+
+def test_a_key_of_the_same_section_is_nearer_than_one_of_another() -> None:
+    with pytest.raises(UserError, match=r"train\.round is not a known key\. Did you mean train\.rounds\?"):
+        fedloom.Experiment(train={"round": 2})
+
+
+@pytest.mark.parametrize("wrong", ["quesiton", "anwser"])
+def test_a_misspelled_field_is_named(wrong: str, folder: Path) -> None:
+    meant = {"quesiton": "question", "anwser": "answer"}[wrong]
+    row = rows(folder)[0]
+    row[wrong] = row.pop(meant)
+    (rejected,) = examples_of([row]).rejected
+    assert f"{meant} is missing, and '{wrong}' is not a known field. Did you mean {meant}?" in str(rejected)
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("grop", "group"), ("optons", "options"), ("imge", "image")])
+def test_a_misspelled_optional_field_is_not_ignored(wrong: str, meant: str, folder: Path) -> None:
+    row = {"text": "so"} | rows(folder)[0]
+    misspelled = {wrong if key == meant else key: value for key, value in row.items()}
+    (rejected,) = examples_of([misspelled]).rejected
+    assert f"'{wrong}' is not a known field. Did you mean {meant}?" in str(rejected)
+    assert examples_of([{**row, wrong: 3, "hospital": 4}]).rejected == (), "the field itself is there"
+
+
 def test_a_loader_of_python_data_is_found_by_content(folder: Path) -> None:
     from fedloom.runs.run_identity import contents_of
 

@@ -250,7 +250,7 @@ def _plain(value: Any, images: list[LazyImage], *, is_image: bool = False) -> An
         return None if is_image and not any(plain.values()) else plain
     if isinstance(value, list | tuple):
         return [_plain(one, images, is_image=is_image) for one in value]
-    if is_image and getattr(value, "dtype", None) != object:  # such an array is a list of images
+    if is_image and str(getattr(value, "dtype", "")) != "object":  # such an array is a list of images
         images.append(python_image(value))
         return f"{MARK}{len(images) - 1}"
     convert = getattr(value, "tolist", None)

@@ -60,8 +60,7 @@ def python_image(value: Any, what: str = "image") -> LazyImage:
     Raises:
         UserError: It is something else, or the file cannot be used.
     """
-    if isinstance(value, Mapping) and value.keys() <= {"bytes", "path"}:
-        return python_image(value.get("path") if value.get("bytes") is None else value["bytes"], what)
+    value = _stored(value)
     if isinstance(value, str | Path):
         image = fully_checked_image(Path(value))
         if isinstance(image, str):
@@ -89,6 +88,13 @@ def python_image(value: Any, what: str = "image") -> LazyImage:
     raise UserError(
         f"{what}: expected a path, a PIL image or an array of pixels, not a {type(value).__name__}"
     )
+
+
+def _stored(value: Any) -> Any:
+    """Return the bytes or else the path of an image as Hugging Face keeps it, and any other value unchanged."""
+    if isinstance(value, Mapping) and value.keys() <= {"bytes", "path"}:
+        return value.get("path") if value.get("bytes") is None else value["bytes"]
+    return value
 
 
 def image_as_png(image: LazyImage, side: int) -> bytes:
