@@ -43,6 +43,7 @@ __all__ = [
     "leaderboard",
     "load_experiment",
     "load_run",
+    "load_sweep",
     "open_clients",
     "run",
     "sweep",
@@ -65,7 +66,7 @@ def __getattr__(name: str) -> Any:
 
 
 def run(
-    experiment: Experiment,
+    experiment: Experiment | str | Path | Mapping[str, Any],
     out: Path | str | None = None,
     *,
     quiet: bool = False,
@@ -76,7 +77,7 @@ def run(
     """Run an experiment, continue an interrupted run, or read the result of a finished one.
 
     Args:
-        experiment: What to run.
+        experiment: What to run: an experiment, the name of a recipe, a YAML or JSON file, or a dict with the keys of an experiment.
         out: The run folder; None is `runs/<name>-<first 8 digits of the digest>`.
         quiet: Whether to show no progress.
         rerun: Whether to discard a run in the folder and start again.
@@ -93,6 +94,7 @@ def run(
             damaged; the disk is full or memory runs out; or the experiment cannot run as it is.
         Exception: The error that a callback raised, unchanged, with a note about the run.
     """
+    from fedloom.experiment.recipes import experiment_of
     from fedloom.runs.finished_run import FinishedRun
     from fedloom.runs.followers import Callbacks, open_trackers, tracked_settings
     from fedloom.runs.run_folder import default_folder, discard, is_finished
@@ -100,6 +102,8 @@ def run(
     from fedloom.system.errors import user_errors
     from fedloom.system.progress import make_progress
 
+    with user_errors():
+        experiment = experiment_of(experiment)
     folder = default_folder(experiment) if out is None else Path(out)
     events = Callbacks(callbacks, folder)
     progress = make_progress(quiet, events.stage)
@@ -137,11 +141,13 @@ def load_run(folder: Path | str, plugins: Sequence[Plugins | str] = ()) -> Finis
 
 
 @contextmanager
-def open_clients(experiment: Experiment, method: str | None = None) -> Iterator[Clients]:
+def open_clients(
+    experiment: Experiment | str | Path | Mapping[str, Any], method: str | None = None
+) -> Iterator[Clients]:
     """Open the clients of an experiment for a training loop of your own, in a `with` block.
 
     Args:
-        experiment: The experiment: data, scenario, model, strategy and training of clients.
+        experiment: The experiment, as `fedloom.run` takes it: data, scenario, model, strategy and training of clients.
         method: The federated method whose local rule, prompts and server are used; None is the first one.
 
     Yields:
@@ -150,12 +156,13 @@ def open_clients(experiment: Experiment, method: str | None = None) -> Iterator[
     Raises:
         UserError: The method is not federated, it has several stages, or the data or the model cannot be used.
     """
+    from fedloom.experiment.recipes import experiment_of
     from fedloom.runs.own_loop import open_clients
     from fedloom.system.errors import user_errors
 
     with ExitStack() as stack:
         with user_errors():
-            clients = stack.enter_context(open_clients(experiment, method))
+            clients = stack.enter_context(open_clients(experiment_of(experiment), method))
         yield clients
 
 
@@ -168,6 +175,7 @@ def sweep(
     jobs: int = 1,
     quiet: bool = False,
     rerun: bool = False,
+    plugins: Sequence[str | Path] = (),
 ) -> FinishedSweep:
     """Run every experiment of a grid; a finished one is not run again.
 
@@ -179,6 +187,7 @@ def sweep(
         jobs: Number of processes that run experiments at once, ≥ 1.
         quiet: Whether to show no progress.
         rerun: Whether to run experiments again whose data, model or code changed.
+        plugins: Python files of plug-ins that are added to those that the grid names.
 
     Returns:
         The sweep with its runs. As a mapping, it is the content of `result.json`.
@@ -190,7 +199,25 @@ def sweep(
     from fedloom.system.errors import user_errors
 
     with user_errors():
-        return sweep(recipe, out, changes or {}, quick=quick, jobs=jobs, quiet=quiet, rerun=rerun)
+        return sweep(
+            recipe, out, changes or {}, quick=quick, jobs=jobs, quiet=quiet, rerun=rerun, plugins=plugins
+        )
+
+
+def load_sweep(folder: Path | str) -> FinishedSweep:
+    """Load a sweep, with its runs and scores.
+
+    Args:
+        folder: The sweep folder.
+
+    Raises:
+        UserError: The folder holds no sweep with a result, or a file of it is damaged.
+    """
+    from fedloom.runs.finished_sweep import load_sweep
+    from fedloom.system.errors import user_errors
+
+    with user_errors():
+        return load_sweep(folder)
 
 
 def evaluate(

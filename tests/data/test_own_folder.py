@@ -61,7 +61,11 @@ UGLY = [
     (line(question=" \t"), "question is empty"),
     (line(answer=...), "answer is missing"),
     (line(answer=""), "answer is empty"),
-    *[(line(answer=value), f"answer is {kind}, not text") for value, kind in TYPES],
+    *[(line(answer=value), f"answer is {kind}, not text") for value, kind in TYPES if kind != "a number"],
+    (
+        line(answer=5),
+        'answer is the number 5, not text; give the name of the class, or "5" if that is the answer',
+    ),
     *[(line(image=value), f"image is {kind}, not text") for value, kind in TYPES if value not in ([], {})],
     (line(image={}), "image is an object without a path"),
     (

@@ -41,11 +41,28 @@ class DataFrame:
 class Dataset:
     """A stand-in for that of datasets."""
 
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self._rows = rows
+    def __init__(self, rows: list[dict[str, Any]], features: Mapping[str, Any] | None = None) -> None:
+        self._rows, self.features = rows, features
 
     def __iter__(self) -> Any:
         return iter(self._rows)
+
+
+class ClassLabel:
+    """A stand-in for the feature of datasets whose values are numbers of classes."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def int2str(self, number: int) -> str:
+        return self.names[number]
+
+
+class NAType:
+    """A stand-in for the missing cell of pandas, which is neither true nor false."""
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
 
 
 DataFrame.__module__, Dataset.__module__ = "pandas.core.frame", "datasets.arrow_dataset"
@@ -81,23 +98,58 @@ def rows(folder: Path | None) -> list[dict[str, Any]]:
     ]
 
 
+def as_hugging_face(folder: Path) -> list[dict[str, Any]]:
+    """Records with images as Hugging Face keeps them in Parquet."""
+    return [
+        {**row, "image": {"bytes": (folder / row["image"]).read_bytes(), "path": row["image"]}}
+        for row in rows(None)
+    ]
+
+
 def forms(folder: Path) -> Mapping[str, Any]:
     plain = rows(folder)
-    gaps = [{**row, "system": float("nan")} for row in plain]
+    gaps = [{**row, "system": float("nan"), "split": NAType()} for row in plain]
+    arrays = [{**row, "options": np.array(row["options"], dtype=object)} for row in as_hugging_face(folder)]
+    scalars = [{**row, "answer": np.str_(row["answer"]), "system": np.float32("nan")} for row in plain]
+    number = {"yes": 1, "no": 0}
+    labels = [{**row, "answer": np.int64(number[row["answer"]])} for row in plain]
     return {
         "dicts": plain,
         "paths": [{**row, "image": folder / row["image"]} for row in rows(None)],
         "arrays": [{**row, "image": np.array(row["image"])} for row in plain],
         "frame": DataFrame(gaps),
+        "frame of arrays": DataFrame(arrays),
+        "numpy scalars": scalars,
+        "bytes": [{**row, "image": row["image"]["bytes"]} for row in as_hugging_face(folder)],
+        "hugging face": as_hugging_face(folder),
+        "hugging face paths": [
+            {**row, "image": {"bytes": None, "path": str(folder / row["image"])}} for row in rows(None)
+        ],
+        "lists of images": [{**row, "image": None, "images": [row["image"]]} for row in plain],
+        "arrays of images": [
+            {**row, "image": None, "images": np.array([row["image"]], dtype=object)}
+            for row in as_hugging_face(folder)
+        ],
+        "class labels": Dataset(labels, {"answer": ClassLabel(["no", "yes"]), "text": object()}),
         "dataset": Dataset(plain),
         "csv": folder / "table.csv",
         "jsonl": str(folder / "data.jsonl"),
     }
 
 
-@pytest.mark.parametrize("form", ["dicts", "paths", "arrays", "frame", "dataset", "csv", "jsonl"])
+FORMS = (
+    "dicts", "paths", "arrays", "frame", "frame of arrays", "numpy scalars", "bytes", "hugging face", "hugging face paths",
+    "lists of images", "arrays of images", "class labels", "dataset", "csv", "jsonl",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_examples(form: str, folder: Path) -> None:
-    found = examples_of(forms(folder)[form])
+    require_same_examples(forms(folder)[form])
+
+
+def require_same_examples(value: Any) -> None:
+    found = examples_of(value)
     assert found.rejected == ()
     assert [example.id for example in found.test] == [f"r{number}" for number in range(COUNT)]
     for number, example in enumerate(found.test):
@@ -105,6 +157,100 @@ def test_every_form_gives_the_same_examples(form: str, folder: Path) -> None:
         assert (example.answer, example.label) == (["yes", "no"][number % 2], number % 2)
         assert (example.text, example.options) == (f'A note, "{number}"', ("yes", "no"))
         assert example.group == ("north" if number < 3 else "south")
+
+
+def test_real_frames_of_parquet_files_are_read(folder: Path, tmp_path: Path) -> None:
+    """Whose lists are arrays, and whose images are bytes with a path."""
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    file = tmp_path / "table.parquet"
+    pandas.DataFrame(as_hugging_face(folder)).to_parquet(file)
+    require_same_examples(pandas.read_parquet(file))
+    require_same_examples(file)
+    frame = pandas.DataFrame(rows(folder))
+    frame["system"] = pandas.array([pandas.NA] * COUNT, dtype="string")
+    require_same_examples(frame)
+
+
+def test_real_parquet_files_name_images_beside_them(folder: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows(None)), folder / "names.parquet")
+    require_same_examples(folder / "names.parquet")
+
+
+def test_a_real_dataset_gives_names_of_classes_and_its_images(folder: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            **{name: datasets.Value("string") for name in ("id", "text", "question", "group")},
+            "image": datasets.Image(),
+            "answer": datasets.ClassLabel(names=["no", "yes"]),
+            "options": datasets.Sequence(datasets.Value("string")),
+        }
+    )
+    found = datasets.Dataset.from_list(as_hugging_face(folder), features=features)
+    require_same_examples(found)
+    require_same_examples(found.to_iterable_dataset())
+    require_same_examples(
+        found.to_pandas().assign(answer=lambda frame: frame["answer"].map(["no", "yes"].__getitem__))
+    )
+
+
+def test_a_conversation_shows_images_of_python(folder: Path) -> None:
+    image = Image.open(folder / "3.png")
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "Is it?"}]
+    turns = np.array(
+        [{"role": "user", "content": content}, {"role": "assistant", "content": "yes"}], dtype=object
+    )
+    marked = [{"from": "human", "value": "<image>\nIs it?"}, {"from": "gpt", "value": "yes"}]
+    (folder / "turns.json").write_text(json.dumps([{"images": ["3.png"], "conversations": marked}]))
+    for value in (
+        [{"messages": turns}],
+        [{"images": [image], "conversations": marked}],
+        folder / "turns.json",
+    ):
+        (example,) = examples_of(value).test
+        assert (example.question, example.answer) == ("Is it?", "yes")
+        assert example.image is not None and np.array_equal(example.image.pixels(), np.array(picture(3)))
+
+
+def test_class_labels_that_are_missing_or_unknown_cost_their_record_only() -> None:
+    answers = [0, -1, 2, None, 1]
+    data = [{"text": str(number), "question": "?", "answer": answer} for number, answer in enumerate(answers)]
+    found = examples_of(Dataset(data, {"answer": ClassLabel(["cat", "dog"])}))
+    assert [one.answer for one in found.test] == ["cat", "dog"]
+    assert [str(one) for one in found.rejected] == [
+        "data: row 1: answer is missing",
+        'data: row 2: answer is the number 2, not text; give the name of the class, or "2" if that is the answer',
+        "data: row 3: answer is missing",
+    ]
+
+
+def test_data_that_cannot_be_read_are_named_by_row_and_column(folder: Path) -> None:
+    class Broken:
+        def tolist(self) -> Any:
+            raise RuntimeError("no storage")
+
+    class Ends:
+        def __iter__(self) -> Any:
+            yield from rows(folder)[:2]
+            raise OSError("the shard is gone")
+
+    Ends.__module__, Ends.__qualname__ = "datasets.iterable_dataset", "IterableDataset"
+    Ends.__name__ = "IterableDataset"
+    data = rows(folder)
+    data[5]["text"] = Broken()
+    found = examples_of(data)
+    assert len(found.test) == COUNT - 1
+    (rejected,) = found.rejected
+    assert "row 5: text cannot be read: RuntimeError: no storage" in str(rejected)
+    with pytest.raises(UserError, match=r"the data passed from Python could not be read at row 2: .*shard"):
+        examples_of(Ends())
+    experiment = fedloom.Experiment(data=Ends())
+    with pytest.raises(
+        UserError, match=r"^data: the data passed from Python could not be read at row 2: .*shard"
+    ):
+        load_data(experiment.data, 0, experiment.datasets)
 
 
 def test_an_experiment_takes_the_data_themselves(folder: Path) -> None:
@@ -145,6 +291,10 @@ def test_a_folder_of_classes_is_a_data_set(tmp_path: Path) -> None:
         ({"image": None, "text": None}, "neither image nor text"),
         ({"answer": "maybe"}, "not among the options"),
         ({"question": float("nan")}, "question"),
+        ({"question": Path("x")}, "question is a value of type"),
+        ({"answer": np.int64(3)}, 'answer is the number 3, not text; give the name of the class, or "3"'),
+        ({"image": {"bytes": b"no image"}}, "image: it is"),
+        ({"image": {"bytes": None, "path": None}, "text": None}, "neither image nor text"),
     ],
 )
 def test_a_bad_record_costs_that_record_only(change: dict[str, Any], reason: str, folder: Path) -> None:
@@ -210,6 +360,37 @@ def test_mistakes_in_python_are_reported_as_those_in_files() -> None:
     with pytest.raises(UserError, match=r"expected a list of dicts"):
         experiment = fedloom.Experiment(data={"records": 3})
         load_data(experiment.data, 0, experiment.datasets)
+
+
+@pytest.mark.parametrize("value", [5, {1, 2}, "emoji"])
+def test_a_value_that_is_no_data_is_answered_with_what_python_may_give(value: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"must be a mapping .*; in Python it may also be a list of dicts, .*DataFrame"
+    ):
+        fedloom.Experiment(data=value)
+
+
+def test_a_key_of_the_same_section_is_nearer_than_one_of_another() -> None:
+    with pytest.raises(UserError, match=r"train\.round is not a known key\. Did you mean train\.rounds\?"):
+        fedloom.Experiment(train={"round": 2})
+
+
+@pytest.mark.parametrize("wrong", ["quesiton", "anwser"])
+def test_a_misspelled_field_is_named(wrong: str, folder: Path) -> None:
+    meant = {"quesiton": "question", "anwser": "answer"}[wrong]
+    row = rows(folder)[0]
+    row[wrong] = row.pop(meant)
+    (rejected,) = examples_of([row]).rejected
+    assert f"{meant} is missing, and '{wrong}' is not a known field. Did you mean {meant}?" in str(rejected)
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("grop", "group"), ("optons", "options"), ("imge", "image")])
+def test_a_misspelled_optional_field_is_not_ignored(wrong: str, meant: str, folder: Path) -> None:
+    row = {"text": "so"} | rows(folder)[0]
+    misspelled = {wrong if key == meant else key: value for key, value in row.items()}
+    (rejected,) = examples_of([misspelled]).rejected
+    assert f"'{wrong}' is not a known field. Did you mean {meant}?" in str(rejected)
+    assert examples_of([{**row, wrong: 3, "hospital": 4}]).rejected == (), "the field itself is there"
 
 
 def test_a_loader_of_python_data_is_found_by_content(folder: Path) -> None:

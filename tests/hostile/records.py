@@ -371,7 +371,7 @@ RECORDS: dict[str, Case] = {
     "no question": Case(lambda: record(question=...), "question is missing"),
     "empty question": Case(lambda: record(question=" "), "question is empty"),
     "no answer": Case(lambda: record(answer=None), "answer is missing"),
-    "answer of a wrong kind": Case(lambda: record(answer=5), "answer is a number"),
+    "answer of a wrong kind": Case(lambda: record(answer=5), "answer is the number 5"),
     "no evidence": Case(lambda: record(text=...), "neither image nor text"),
     "half a character": Case(lambda: b'{"question": "q", "answer": "a", "text": "\\ud83d"}', "surrogate"),
     "one option": Case(lambda: record(options=["yes"]), "options must be at least two"),

@@ -19,6 +19,8 @@ MAX_LISTED = 20
 """Maximum number of mistakes that are listed one by one; the others are counted."""
 GUESSED = 100
 """Most mistakes of a document for which a correction is suggested."""
+VERY_NEAR = 0.85
+"""Similarity of words, 0..1, above which one is most likely the other with a letter too many, too few or swapped."""
 LONGEST_WORD = 100
 """Most characters of a word that may be a mistyped name."""
 
@@ -196,14 +198,14 @@ def choice_error(message: str) -> PydanticCustomError:
     return PydanticCustomError("choice", message.replace("{", "(").replace("}", ")"))  # type: ignore[arg-type]
 
 
-def nearest(word: str, choices: Sequence[str]) -> str | None:
-    """Return the choice that was most likely meant, or None where no choice is near.
+def nearest(word: str, choices: Sequence[str], least: float = 0.5) -> str | None:
+    """Return the choice that was most likely meant, or None where no choice is near: no similarity, 0..1, is at least `least`.
 
     Example:
         >>> nearest("fedavgg", ["fedadam", "fedavg"]), nearest("x", ["fedavg"])
         ('fedavg', None)
     """
-    best, nearest_choice = 0.5, None
+    best, nearest_choice = least, None
     for choice in choices if len(word) <= LONGEST_WORD else ():
         pair = SequenceMatcher(None, word.lower(), choice.lower())
         # The first two are quick upper bounds of the third.
@@ -233,8 +235,10 @@ def unknown_name(kind: str, name: str, allowed: Sequence[str]) -> str:
 
 
 def _meant_key(schema: Schema, path: KeyPath, here: Sequence[str]) -> KeyPath | None:
-    """Guess which key was meant: the same word elsewhere, a near word here, or a key whose description has the words."""
+    """Guess which key was meant: a very near word here, the same word elsewhere, a near word here, or one described by the word."""
     word, around = str(path[-1]), path[:-1]
+    if (very_near := nearest(word, here, VERY_NEAR)) is not None:
+        return (*around, very_near)
     descriptions = dict(key_descriptions(schema))
     elsewhere = [key for key in descriptions if key[-1] == word]
     if elsewhere:

@@ -1,25 +1,26 @@
 """Data given from Python, or in a file: lists of dicts, data frames, `datasets.Dataset`, CSV, Parquet, folders of images.
 
 Records have the fields of the user's own folder (`fedloom.data.own_folder`): `question`, `answer`, and at least one of `image`
-and `text`; `options` (a list, or texts
-with "|" between them), `group`, `id` and `split` may be given. From Python, an image is a path, a PIL image or an array.
+and `text`; `options` (a list, or texts with "|" between them), `group`, `id` and `split` may be given. From Python, an image is
+a path, the bytes of a file, {"bytes": …, "path": …} as Hugging Face keeps images, a PIL image or an array. Values of numpy, and
+the cells of pandas that are missing, become plain values; class labels of a `datasets.Dataset` become the names of classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fedloom.data.class_folders import class_records, is_class_folder
 from fedloom.data.own_folder import load_folder, load_records, undivided_examples
 from fedloom.data.python_images import python_image
+from fedloom.data.record_fields import FindAnyImage, InvalidRecord
 from fedloom.data.record_files import Record, read_records
-from fedloom.system.errors import UserError
+from fedloom.system.errors import UserError, client_failure
 from fedloom.types import DataSet, Example, LazyImage, Rejected
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ KINDS = (
 MARK = "\0image "
 """The beginning of the texts that stand for images in records until they are replaced."""
 
+IMAGES = ("image", "images")
+"""Keys of a record, or of a part of a turn, that hold an image or several."""
+
+MISSING = ("NAType", "NaTType")
+"""Types of the values with which pandas marks missing cells, beside NaN."""
 
 FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 """Endings of files of records."""
@@ -64,9 +70,8 @@ class PythonLoader:
         """
         if (folder := _record_folder(self.value)) is not None:
             return load_folder(settings.model_copy(update={"root": str(folder)}), seed)
-        images = list[LazyImage]()
-        records = _records(_rows(self.value), images)
-        return load_records(records, partial(_image_of, images), settings, seed)
+        with _reading(self.value):
+            return load_records(*_records_and_images(self.value), settings, seed)
 
 
 def examples_of(value: Any) -> DataSet:
@@ -84,13 +89,42 @@ def examples_of(value: Any) -> DataSet:
 
         data = load_folder(Data(name="folder", root=str(folder)), 0)
         return DataSet("data", (), data.examples, data.rejected)
-    images = list[LazyImage]()
-    examples, rejected = undivided_examples(_records(_rows(value), images), partial(_image_of, images))
+    with _reading(value):
+        examples, rejected = undivided_examples(*_records_and_images(value))
     return DataSet("data", (), tuple(examples), tuple(rejected))
 
 
-def _image_of(images: Sequence[LazyImage], name: str) -> LazyImage:
-    return images[int(name.removeprefix(MARK))]
+@contextmanager
+def _reading(value: Any) -> Iterator[None]:
+    """Report any error that is not a `UserError` as data that could not be read."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"data: {_title(value)} could not be read: {client_failure(error)}") from error
+
+
+def _title(value: Any) -> str:
+    return str(value) if isinstance(value, str | Path) else "the data passed from Python"
+
+
+def _records_and_images(value: Any) -> tuple[Iterator[Record | Rejected], FindAnyImage]:
+    """Return the records of data, and the function that finds their images; names of images in a file are beside it."""
+    images = list[LazyImage]()
+    path = Path(value) if isinstance(value, str | Path) else None
+    rows = _numbered(_rows(value), _title(value))
+    records = _records(rows, "data" if path is None else path.name, images)
+    return records, partial(_image_of, images, Path() if path is None else path.parent)
+
+
+def _image_of(images: Sequence[LazyImage], folder: Path, name: str) -> LazyImage:
+    if name.startswith(MARK):
+        return images[int(name.removeprefix(MARK))]
+    try:
+        return python_image(folder / name)
+    except UserError as error:
+        raise InvalidRecord(str(error)) from None
 
 
 def _record_folder(value: Any) -> Path | None:
@@ -121,51 +155,107 @@ def _table_rows(value: Any) -> Iterable[Any] | None:
     if "pandas.DataFrame" in names:
         return value.to_dict("records")
     if "datasets.Dataset" in names or "datasets.IterableDataset" in names:
-        return value
+        return _with_class_names(value)
     return None
 
 
-def _records(rows: Iterable[Any], images: list[LazyImage]) -> Iterator[Record | Rejected]:
-    """Yield rows as records, whose images are numbered and added to `images`."""
-    for number, row in enumerate(rows):
+def _with_class_names(dataset: Any) -> Iterable[Any]:
+    """Yield the rows of a datasets.Dataset, in which the number of a class is replaced by its name (-1 marks a missing one)."""
+    features = getattr(dataset, "features", None) or {}
+    names = {column: list(one.names) for column, one in features.items() if hasattr(one, "int2str")}
+
+    def named(column: str, value: Any) -> Any:
+        if (
+            column not in names
+            or isinstance(number := _plain(value, []), bool)
+            or not isinstance(number, int)
+        ):
+            return value
+        return names[column][number] if 0 <= number < len(names[column]) else None if number == -1 else number
+
+    for row in dataset:
+        yield {column: named(column, value) for column, value in row.items()} if names else row
+
+
+def _records(
+    rows: Iterable[tuple[int, Any]], name: str, images: list[LazyImage]
+) -> Iterator[Record | Rejected]:
+    """Yield numbered rows of data of some name as records, whose images are numbered and added to `images`."""
+    for number, row in rows:
         if isinstance(row, Rejected):
             yield row
             continue
-        record = row if isinstance(row, Record) else Record("data", "row", number, {})
+        record = row if isinstance(row, Record) else Record(name, "row", number, {})
         values = row.values if isinstance(row, Record) else row
         if not isinstance(values, Mapping):
             yield record.rejected(f"it is a {type(row).__name__}, not a dict")
             continue
-        plain = {name: _plain(value) for name, value in values.items() if isinstance(name, str)}
+        plain, reason = dict[str, Any](), None
+        for column, value in values.items():
+            try:
+                plain[str(column)] = _plain(value, images, is_image=column in IMAGES)
+            except UserError as error:
+                reason = str(error)
+            except Exception as error:  # a value of another library may fail in any way
+                reason = f"{column} cannot be read: {client_failure(error)}"
+        if reason is not None:
+            yield record.rejected(reason)
+            continue
         if isinstance(options := plain.get("options"), str):  # as a cell of a table holds them
             plain["options"] = [one.strip() for one in options.split("|") if one.strip()]
-        image = plain.pop("image", None)
-        try:
-            if _is_given(image):
-                images.append(python_image(image))
-                plain["image"] = f"{MARK}{len(images) - 1}"
-        except UserError as error:
-            yield record.rejected(str(error))
-            continue
         yield replace(record, values=plain)
 
 
-def _is_given(value: Any) -> bool:
-    """Return whether a cell of a table holds something: not None, not "", and not the NaN of pandas."""
-    return not (value is None or (isinstance(value, str) and not value) or _is_nan(value))
+def _numbered(rows: Iterable[Any], title: str) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of data of some title with their numbers, from 0.
+
+    Raises:
+        UserError: The next row cannot be had; the message names it.
+    """
+    remaining, number = iter(rows), 0
+    while True:
+        try:
+            row = next(remaining)
+        except StopIteration:
+            return
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"data: {title} could not be read at row {number}: {client_failure(error)}"
+            ) from error
+        yield number, row
+        number += 1
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and value != value
+def _plain(value: Any, images: list[LazyImage], *, is_image: bool = False) -> Any:
+    """Return a cell as a value of JSON, in which an image that is no name is a `MARK` with its number in `images`.
 
+    Missing cells of pandas are null; arrays, numbers and tensors of numpy and torch are lists and numbers.
 
-def _plain(value: Any) -> Any:
-    """Return a cell as a value of JSON: NaN is null, and a number of numpy is one of Python."""
-    if _is_nan(value):
+    Args:
+        value: The cell.
+        images: Images found before, to which those of the cell are added.
+        is_image: Whether the cell holds an image, or a list of them.
+
+    Raises:
+        UserError: An image cannot be used.
+    """
+    if value is None or type(value).__name__ in MISSING or (isinstance(value, float) and value != value):
         return None
-    if isinstance(value, np.generic):
-        return value.item()
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapping) and not (is_image and value.get("bytes") is not None):
+        plain = {str(key): _plain(one, images, is_image=key in IMAGES) for key, one in value.items()}
+        return None if is_image and not any(plain.values()) else plain
+    if isinstance(value, list | tuple):
+        return [_plain(one, images, is_image=is_image) for one in value]
+    if is_image and str(getattr(value, "dtype", "")) != "object":  # such an array is a list of images
+        images.append(python_image(value))
+        return f"{MARK}{len(images) - 1}"
+    convert = getattr(value, "tolist", None)
+    plain = convert() if callable(convert) else value
+    return plain if type(plain) is type(value) else _plain(plain, images, is_image=is_image)
 
 
 def _file_rows(path: Path) -> Iterable[Any]:
@@ -174,17 +264,7 @@ def _file_rows(path: Path) -> Iterable[Any]:
         raise UserError(f"data: {path} does not exist; expected {KINDS}")
     if path.suffix.lower() not in FILES:
         raise UserError(f"data: {path}: files of this kind are not read; expected {KINDS}")
-    rows: Iterable[Any] = _parquet_rows(path) if path.suffix.lower() == ".parquet" else read_records(path)
-    return (_beside(path.parent, row) for row in rows)
-
-
-def _beside(folder: Path, row: Any) -> Any:
-    """Return a row in which the name of its image is a path."""
-    values = row.values if isinstance(row, Record) else row
-    if not (isinstance(values, Mapping) and isinstance(name := values.get("image"), str) and name):
-        return row
-    named = {**values, "image": folder / name}
-    return replace(row, values=named) if isinstance(row, Record) else named
+    return _parquet_rows(path) if path.suffix.lower() == ".parquet" else read_records(path)
 
 
 def _parquet_rows(path: Path) -> Iterator[Any]:

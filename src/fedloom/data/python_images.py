@@ -1,9 +1,10 @@
-"""Images given from Python: a path, the bytes of a file, a PIL image, or an array of pixels."""
+"""Images given from Python: a path, the bytes of a file (also as Hugging Face keeps them), a PIL image, or an array of pixels."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,12 +53,14 @@ def python_image(value: Any, what: str = "image") -> LazyImage:
     """Return an image from a path, the bytes of a file, a PIL image of any mode, or an array of shape [height, width, 3].
 
     Args:
-        value: One of these, arrays with values 0–255, or an image of fedloom's own kind, which is returned unchanged.
+        value: One of these, arrays with values 0–255; {"bytes": …, "path": …} with either of them, as Hugging Face keeps
+            images; or an image of fedloom's own kind, which is returned unchanged.
         what: Its name in messages.
 
     Raises:
         UserError: It is something else, or the file cannot be used.
     """
+    value = _stored(value)
     if isinstance(value, str | Path):
         image = fully_checked_image(Path(value))
         if isinstance(image, str):
@@ -85,6 +88,13 @@ def python_image(value: Any, what: str = "image") -> LazyImage:
     raise UserError(
         f"{what}: expected a path, a PIL image or an array of pixels, not a {type(value).__name__}"
     )
+
+
+def _stored(value: Any) -> Any:
+    """Return the bytes or else the path of an image as Hugging Face keeps it, and any other value unchanged."""
+    if isinstance(value, Mapping) and value.keys() <= {"bytes", "path"}:
+        return value.get("path") if value.get("bytes") is None else value["bytes"]
+    return value
 
 
 def image_as_png(image: LazyImage, side: int) -> bytes:

@@ -12,6 +12,12 @@ from fedloom.data.record_fields import FindAnyImage, InvalidRecord, required, te
 from fedloom.data.record_files import Record, json_type, quoted
 from fedloom.types import Example, Turn
 
+FIELDS = ("question", "answer", "image", "images", "text", "options", "group", "id", "split")
+"""The fields of a record that is a single question."""
+
+SHORTEST_NAME = 4
+"""Least characters of an unknown field that counts as misspelled; shorter words are near to too many others."""
+
 
 def examples_of_record(record: Record, find_image: FindAnyImage) -> list[Example]:
     """Return the examples of a record, in order; see `fedloom.data.own_folder` for its fields.
@@ -50,7 +56,8 @@ def _conversation_examples(record: Record, find_image: FindAnyImage) -> list[Exa
 
 def _single_example(record: Record, find_image: FindAnyImage) -> Example:
     values = record.values
-    question, answer = required(values, "question"), required(values, "answer")
+    question, answer = _given(values, "question"), _answer(values)
+    _require_no_misspelling(values)
     options, own_text, names = _options(values), text(values, "text"), image_names(values)
     if not names and own_text is None:
         raise InvalidRecord("neither image nor text")
@@ -65,6 +72,40 @@ def _single_example(record: Record, find_image: FindAnyImage) -> Example:
         turns, image = (), find_image(names[0]) if names else None
     example = _bare_example(record, question, answer, options)
     return replace(example, id=_id(record), image=image, text=own_text, turns=turns)
+
+
+def _answer(values: dict[str, Any]) -> str:
+    value = values.get("answer")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise InvalidRecord(
+            f'answer is the number {value}, not text; give the name of the class, or "{value}" if that is the answer'
+        )
+    return _given(values, "answer")
+
+
+def _given(values: dict[str, Any], key: str) -> str:
+    """Return a field that every record must have; if it is missing, the reason names a field that may be meant."""
+    from fedloom.config.validation_errors import nearest
+
+    if values.get(key) is None and (near := nearest(key, _other_fields(values), 0.7)) is not None:
+        raise InvalidRecord(f"{key} is missing, and {quoted(near)} is not a known field. Did you mean {key}?")
+    return required(values, key)
+
+
+def _require_no_misspelling(values: dict[str, Any]) -> None:
+    """Refuse a field that is not known, but is very near to one that the record lacks: it would be ignored."""
+    from fedloom.config.validation_errors import VERY_NEAR, nearest
+
+    lacking = [field for field in FIELDS if field not in values]
+    for name in _other_fields(values):
+        if len(name) >= SHORTEST_NAME and (meant := nearest(name, lacking, VERY_NEAR)) is not None:
+            raise InvalidRecord(
+                f"{quoted(name)} is not a known field. Did you mean {meant}? If not, rename or remove it"
+            )
+
+
+def _other_fields(values: dict[str, Any]) -> list[str]:
+    return [name for name in values if name not in FIELDS]
 
 
 def _is_simple(turns: Sequence[Turn]) -> bool:

@@ -110,13 +110,14 @@ def _is_object(content: bytes) -> bool:
 
 
 def json_type(value: Any) -> str:
-    """Return the type of a JSON value in words.
+    """Return the type of a value in words; Python may give one that JSON does not have.
 
     Example:
         >>> json_type([]), json_type(True), json_type(1.5)
         ('a list', 'true or false', 'a number')
     """
-    return _KINDS.get(type(value), "a number")
+    number = isinstance(value, int | float)
+    return _KINDS.get(type(value)) or ("a number" if number else f"a value of type {type(value).__name__}")
 
 
 def quoted(value: str) -> str:

@@ -23,7 +23,8 @@ from fedloom.config.validation_errors import (
     conflict_error,
     error_text,
 )
-from fedloom.config.yaml_document import Document, Place, read_document
+from fedloom.config.yaml_document import Document, Mistake, Place, read_document
+from fedloom.data.python_data import KINDS
 from fedloom.experiment.conflicts import conflicts_of, unknown_names
 from fedloom.experiment.experiment_base import ExperimentBase
 from fedloom.experiment.given_data import with_given_data
@@ -71,6 +72,7 @@ class Experiment(ExperimentBase):
             super().__init__(**values)
         except ValidationError as error:
             found = check_document(type(self), Document(SOURCE, values, values={(): Place(SOURCE)}))[1]
+            found = [_with_forms_of_data(mistake) for mistake in found]
             raise InvalidExperiment(error_text(SOURCE, found) if found else str(error)) from None
 
     # So that pydantic, which validates documents too, does not call it.
@@ -151,6 +153,13 @@ class Experiment(ExperimentBase):
             UserError: The document has mistakes; the message lists all of them, one a line.
         """
         return build_model(Experiment, read_document(text, source))
+
+
+def _with_forms_of_data(mistake: Mistake) -> Mistake:
+    """Return a mistake that, if `data` are no data, names what Python may give."""
+    if not mistake.message.startswith("data is "):
+        return mistake
+    return mistake._replace(message=f"{mistake.message}; in Python it may also be {KINDS}")
 
 
 def _over(own: Mapping[str, Any], section: Any) -> Any:

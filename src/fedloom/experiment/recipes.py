@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 from fedloom.config.validation_errors import (
     build_model,
@@ -80,6 +81,24 @@ def load_experiment(
     for change in overrides:
         document = apply_override(document, change, takes_text)
     return build_model(Experiment, with_plugins(document, plugins))
+
+
+def experiment_of(value: Any) -> Experiment:
+    """Return an experiment that Python gives: itself, the name of a recipe, a path, or a dict of its keys.
+
+    Raises:
+        UserError: It is none of these, has mistakes, or is a grid.
+    """
+    if isinstance(value, Experiment):
+        return value
+    if isinstance(value, str | Path):
+        return load_experiment(str(value))
+    if not isinstance(value, Mapping):
+        kinds = "a fedloom.Experiment, the name of a recipe, a path, or a dict with the keys of an experiment"
+        raise UserError(f"experiment: expected {kinds}, not a value of type {type(value).__name__}")
+    if any(key in value for key in SWEEP_KEYS):
+        raise UserError("experiment: the dict is a grid of experiments; run them all with fedloom.sweep")
+    return Experiment(**{str(key): inner for key, inner in value.items()})
 
 
 def sweep_keys(path_or_recipe: str) -> tuple[str, ...]:

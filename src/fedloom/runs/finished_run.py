@@ -214,7 +214,9 @@ def load_run(folder: Path | str, plugins: Plugged = ()) -> FinishedRun:
     """
     folder = Path(folder)
     if folder.is_dir() and (folder / "sweep.json").is_file():
-        raise UserError(f"{folder} is a sweep; load one of the runs in {folder / 'cells'}")
+        raise UserError(
+            f"{folder} is a sweep; load it with fedloom.load_sweep, or one of the runs in {folder / 'cells'}"
+        )
     if folder.is_dir() and (folder / "experiment.json").is_file() and not is_finished(folder):
         raise UserError(
             f"{folder} holds a run that is not finished; continue it with `fedloom resume {folder}`"

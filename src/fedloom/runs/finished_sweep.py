@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,38 @@ from fedloom.config.yaml_document import read_document
 from fedloom.experiment.grid import load_grid
 from fedloom.report.sweeps.sweep_page import write_sweep_report
 from fedloom.runs.finished_run import FinishedRun, ResultFolder, load_run
-from fedloom.runs.run_folder import REPORT
+from fedloom.runs.run_folder import REPORT, RESULT
 from fedloom.runs.sweep import default_sweep_folder, run_sweep
+from fedloom.runs.typed_table import Table
 from fedloom.system.errors import UserError
+from fedloom.system.json_files import read_json
 from fedloom.system.progress import make_passing_progress
+
+STATE = "sweep.json"
+"""The file of a sweep folder with the state of every cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellScore:
+    """A score of a method in a cell of a sweep, on the test set.
+
+    Attributes:
+        cell: The name of the cell.
+        values: Axis → the label of the cell.
+        method: The method.
+        slice: The modalities of the test examples that its model saw: "both", "image" or "text".
+        metric: The name of the score.
+        value: The score; None if it is undefined. A fraction 0..1, but "cider" 0..10.
+        task: The task, or None for the mean over all tasks.
+    """
+
+    cell: str
+    values: Mapping[str, Any]
+    method: str
+    slice: str
+    metric: str
+    value: float | None
+    task: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +65,19 @@ class FinishedSweep(ResultFolder):
             if cell["state"] == "done"
         }
 
+    @cached_property
+    def scores(self) -> Table[CellScore]:
+        """Every score of every cell that is finished, as `FinishedRun.scores` has those of one."""
+        values = {cell["name"]: cell["values"] for cell in self._cells}
+        return Table(
+            CellScore,
+            (
+                CellScore(name, values[name], *(getattr(row, column) for column in run.scores.columns))
+                for name, run in self.runs.items()
+                for row in run.scores
+            ),
+        )
+
     def report(self) -> Path:
         """Write the report again, and return its path."""
         write_sweep_report(self.folder)
@@ -44,6 +86,24 @@ class FinishedSweep(ResultFolder):
     @property
     def _cells(self) -> list[Mapping[str, Any]]:
         return list(self.result["cells"])
+
+
+def load_sweep(folder: Path | str) -> FinishedSweep:
+    """Load a sweep, all of whose cells that are finished can be read.
+
+    Raises:
+        UserError: The folder holds no sweep with a result, or a file of it is damaged.
+    """
+    folder = Path(folder)
+    if (folder / "experiment.json").is_file():
+        raise UserError(f"{folder} is a single run; load it with fedloom.load_run")
+    if not (folder / STATE).is_file():
+        raise UserError(f"{folder} is not a sweep folder: it holds no {STATE}")
+    if not (folder / RESULT).is_file():
+        raise UserError(
+            f"{folder} holds a sweep that is not finished; the same call of fedloom.sweep continues it"
+        )
+    return FinishedSweep(folder, read_json(folder / RESULT, {"cells": list}))
 
 
 def sweep(
@@ -55,8 +115,18 @@ def sweep(
     jobs: int,
     quiet: bool,
     rerun: bool,
+    plugins: Sequence[str | Path] = (),
 ) -> FinishedSweep:
     """Run every experiment of a grid; see `fedloom.sweep`."""
+    if not isinstance(recipe, str | Path | Mapping):
+        raise UserError(
+            f"fedloom.sweep: expected the name of a recipe, a path, or a dict with `grid`, not a value of type "
+            f"{type(recipe).__name__}; the settings of an Experiment as a dict are .model_dump(mode='json', exclude_unset=True)"
+        )
+    if isinstance(plugins, str) or not all(isinstance(plugin, str | Path) for plugin in plugins):
+        raise UserError(
+            "fedloom.sweep: plugins must be a list of paths of Python files, which every cell reads again"
+        )
     if isinstance(recipe, Mapping):
         try:
             text = json.dumps(recipe)
@@ -68,7 +138,7 @@ def sweep(
     else:
         source = str(recipe)
     given = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-    grid = load_grid(source, given, quick=quick)
+    grid = load_grid(source, given, [str(plugin) for plugin in plugins], quick=quick)
     folder = default_sweep_folder(grid) if out is None else Path(out)
 
     def tell(line: str) -> None:

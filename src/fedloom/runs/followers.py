@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fedloom.config.validation_errors import unknown_name
 from fedloom.run_log import Follower
 from fedloom.system.errors import UserError, error_sentence
 
@@ -240,9 +241,11 @@ def require_trackers(names: Sequence[str]) -> None:
     Raises:
         UserError: A name is unknown, or its library is not installed.
     """
+    if isinstance(names, str):
+        raise UserError(f"track: expected a list of names, such as [{names!r}]")
     for name in names:
         if name not in TRACKERS:
-            raise UserError(f"track: there is no tracker {name!r}; there are {', '.join(TRACKERS)}")
+            raise UserError(f"track: {unknown_name('tracker', str(name), tuple(TRACKERS))}")
         if importlib.util.find_spec(TRACKERS[name].module) is None:
             raise UserError(f"track: {TRACKERS[name].title} is not installed; install fedloom[{name}]")
 
