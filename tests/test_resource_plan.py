@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tests.e2e.test_runs import experiment
 from tests.shares import share
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from typer.testing import CliRunner
 
 from fedloom.algorithms import ENTRIES
@@ -24,7 +25,8 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.recipes import load_experiment
 from fedloom.models.empty_model import empty_vlm, learn_grids, weight_bytes
 from fedloom.models.load_model import load_vlm
-from fedloom.models.longest_example import tokens_of
+from fedloom.models.longest_example import longest, tokens_of
+from fedloom.models.step_sizes import step_sizes
 from fedloom.params import Params
 from fedloom.run_log import RunLog
 from fedloom.runs import plan_run as plan_module
@@ -164,6 +166,19 @@ def test_estimated_activations_are_near_the_counted_ones(data: list[str], tmp_pa
         counted = saved_bytes(site.tuned, job_of(site))
         assert isinstance(site.tuned.start, Params)
     assert counted * 0.75 <= plan.classes[0].memory["activations"] <= counted * 1.5
+
+
+def test_attention_without_a_fused_kernel_keeps_the_weights_of_all_pairs(tmp_path: Path) -> None:
+    """As with `engine.deterministic` on a card; the estimate is for batches of the longest example."""
+    value = load_experiment("smoke", ["data.name=shapes", "data.task=captioning", "data.limit=24"])
+    with open_site(value, tmp_path) as site:
+        fused = saved_bytes(site.tuned, job_of(site))
+        with sdpa_kernel(SDPBackend.MATH):
+            more = saved_bytes(site.tuned, job_of(site)) - fused
+        sizes, talks = step_sizes(site.tuned.vlm, 0), site.method("fedavg").conversations(0)
+        rows, tokens = value.train.batch_size, tokens_of(site.tuned.vlm, longest(site.tuned.vlm, talks))[0]
+    plain, kept = (sizes.activation_bytes(rows, tokens, 1, 4, plain=plain) for plain in (True, False))
+    assert 0 < more <= plain - kept <= 3 * more
 
 
 def test_the_command_prints_every_kind_of_memory_and_reads_no_weights(
