@@ -189,7 +189,7 @@ def test_an_encoder_leaves_the_device_after_features_are_made_and_comes_back_for
         assert places(device) <= {"cpu"}
         assert torch.equal(*(one.image_features(late)[0] for one in (vlm, plain)))
         assert places(device) <= {"cuda:0"}
-        trained(vlm)
+        option_scores(vlm, talks(vlm))
         assert places(device) <= {"cuda:0"}  # copying it for each batch would be slow
 
 
