@@ -5,6 +5,7 @@ answers questions about devices and moves tensors, and a mode below autograd see
 backward pass. So kernels and values are the processor's, bit for bit, and
 
 * an operation over tensors of two devices raises `MixedDevices`, as torch does;
+* a tensor of float64 on a device that was made without it raises `NoFloat64`;
 * every operation for which a CUDA device makes the processor wait is counted in `syncs`, with the line of fedloom that
   asked for it.
 
@@ -54,6 +55,10 @@ class MixedDevices(RuntimeError):
     """An operation got tensors of several devices."""
 
 
+class NoFloat64(TypeError):
+    """A tensor of float64 would lie on a device that has none, as Metal and some cards of Intel."""
+
+
 class Storages:
     """The storages that lie on a device. A weak reference keeps a storage's address from being used again."""
 
@@ -90,10 +95,10 @@ class Accelerator:
         capability: The generation of the card.
     """
 
-    def __init__(self, devices: int) -> None:
+    def __init__(self, devices: int, *, float64: bool) -> None:
         self.syncs: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
-        self.devices, self.capability = devices, (9, 0)
+        self.devices, self.capability, self.float64 = devices, (9, 0), float64
         self.live, self.pinned = Storages(), Storages()
         self.ambient = CPU
         """Where an operation without tensors puts its result: torch's own code asks for the device of a tensor that it
@@ -101,6 +106,12 @@ class Accelerator:
 
     def device(self, value: Tensor) -> torch.device:
         return self.live.device(value)
+
+    def put(self, value: Tensor, device: torch.device) -> None:
+        """Note that a tensor lies on a device."""
+        if value.dtype == torch.float64 and not self.float64:
+            raise NoFloat64(f"the device has no float64, at {_place()}")
+        self.live.put(value, device)
 
     def sync(self, kind: str) -> None:
         self.syncs[f"{kind} at {_place()}"] += 1
@@ -117,7 +128,7 @@ class Accelerator:
         finally:
             self.ambient = before
         if device.type == "cuda":
-            self.live.put(copied, device)
+            self.put(copied, device)
         return copied
 
 
@@ -198,7 +209,7 @@ class _Operations(TorchDispatchMode):
             before = {value.untyped_storage()._cdata for value in inputs}
             for value in tensors_in(result):
                 if value.device.type != "meta" and value.untyped_storage()._cdata not in before:
-                    state.live.put(value, where)
+                    state.put(value, where)
         return result
 
 
@@ -240,7 +251,7 @@ class _Functions(TorchFunctionMode):
             known = {value.untyped_storage()._cdata for value in tensors}
             for value in tensors_in(result):  # what is made without an operation, such as by torch.tensor
                 if value.device.type != "meta" and value.untyped_storage()._cdata not in known:
-                    state.live.put(value, where)
+                    state.put(value, where)
         return result
 
     def _to(self, func: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -338,9 +349,9 @@ def _of_torch_cuda(state: Accelerator) -> Mapping[str, Any]:
 
 
 @contextmanager
-def simulated_accelerator(devices: int = 1) -> Iterator[Accelerator]:
-    """Simulate a machine with so many CUDA devices inside this block."""
-    state = Accelerator(devices)
+def simulated_accelerator(devices: int = 1, *, float64: bool = True) -> Iterator[Accelerator]:
+    """Simulate a machine with so many CUDA devices inside this block; without `float64`, they refuse its tensors."""
+    state = Accelerator(devices, float64=float64)
     functions, run_backward = _Functions(state), torch.autograd._engine_run_backward
 
     def watched(*args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from fedloom.params import Layout
-from fedloom.system.errors import UserError, error_sentence, user_errors, user_message
+from fedloom.system.errors import (
+    UserError,
+    error_sentence,
+    is_of_accelerator,
+    is_out_of_memory,
+    user_errors,
+    user_message,
+)
 
 SYSTEM = [
     (errno.ENOSPC, "no space is left"),
@@ -47,6 +54,51 @@ def test_too_little_memory_is_recognized_in_every_library() -> None:
     assert "memory ran out" in (user_message(OSError(errno.ENOMEM, "Cannot allocate memory")) or "")
     card = user_message(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"))
     assert "memory of the accelerator ran out" in (card or "")
+
+
+class AcceleratorError(RuntimeError):
+    """Has the name of torch's, which needs a device to be made."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        torch.OutOfMemoryError("XPU out of memory. Tried to allocate 2.00 GiB."),
+        AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("HIP error: out of memory"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB, max allowed: 18.1 GB)."),
+        RuntimeError("XPU out of memory. Tried to allocate 2.00 GiB (GPU 0; 15.00 GiB total capacity)"),
+        RuntimeError("level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
+        RuntimeError("level_zero backend failed with error: 40 (UR_RESULT_ERROR_OUT_OF_RESOURCES)"),
+        RuntimeError("Native API failed. Native API returns: -5 (PI_ERROR_OUT_OF_RESOURCES)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    ],
+)
+def test_every_way_in_which_an_accelerator_lacks_memory_gives_its_advice(error: RuntimeError) -> None:
+    assert is_out_of_memory(error) and is_of_accelerator(error)
+    assert "memory of the accelerator ran out; try engine.recompute" in (user_message(error) or "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("cuda"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
+        ValueError("CUDA out of memory"),
+    ],
+)
+def test_other_errors_are_not_those_of_an_accelerator_without_memory(error: Exception) -> None:
+    assert not is_of_accelerator(error)
+    assert "accelerator" not in (user_message(error) or "")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fedloom.algorithms.adaptive_regularizer import adaptive
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
 from fedloom.algorithms.local_rule import PLAIN, LocalRule, chain, clipped
+from fedloom.client import local_training
 from fedloom.client.learning_rate import learning_rate, local_rate
 from fedloom.client.local_job import draw_batches
 from fedloom.client.local_training import train
@@ -186,6 +187,25 @@ def test_earlier_training_changes_nothing(tuned: Tuned) -> None:
     other, _ = train_client(tuned, PLAIN, conversations(), SETTINGS, (0, 1, 1))
     assert torch.equal(first.delta.flat, again.delta.flat)
     assert not torch.equal(first.delta.flat, other.delta.flat)
+
+
+def test_losses_are_added_up_in_float64_step_by_step(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, for clients with different numbers of steps side by side."""
+    steps, take = list[torch.Tensor](), local_training._step
+
+    def noted(*given: Any) -> torch.Tensor:
+        steps.append(take(*given))
+        return steps[-1]
+
+    monkeypatch.setattr(local_training, "_step", noted)
+    jobs = [job_of(tuned, PLAIN, conversations(count), SETTINGS, client=count) for count in (7, 2)]
+    ends = train(tuned, jobs)
+    assert len(steps) == jobs[0].steps > jobs[1].steps
+    for row, (job, end) in enumerate(zip(jobs, ends, strict=True)):
+        total = 0.0
+        for losses in steps[: job.steps]:
+            total += float(losses[row])
+        assert end.loss == total / job.steps
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

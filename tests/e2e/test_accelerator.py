@@ -18,6 +18,7 @@ from fedloom.algorithms import SERVERS
 from fedloom.client import backpropagation
 from fedloom.client.site import Site
 from fedloom.experiment.experiment import Experiment
+from fedloom.models.load_model import Vlm
 from fedloom.runs import run_setup
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError, user_errors
@@ -68,6 +69,14 @@ def test_a_run_on_an_accelerator_has_the_numbers_of_a_run_on_the_processor(
 ) -> None:
     expected, result = both(experiment(tiny_model, strategy={"dropout": 0.1}), tmp_path)
     assert result == expected and expected[1]
+
+
+def test_a_run_needs_no_float64_on_the_device(tiny_model: Path, tmp_path: Path) -> None:
+    """Metal and some cards of Intel have none. Every client's loss is the processor's, too."""
+    here = experiment(tiny_model, train={"rounds": 1})
+    expected = outcome(here, tmp_path / "processor")
+    with simulated_accelerator(float64=False):
+        assert outcome(here, tmp_path / "accelerator") == expected
 
 
 def test_a_whole_run_asks_for_deterministic_kernels(
@@ -234,6 +243,17 @@ def test_a_card_without_memory_ends_the_run_with_advice(
             run_experiment(here, tmp_path, Progress(None))
         monkeypatch.setattr(backpropagation, "answer_losses", losses)
         assert run_experiment(here, tmp_path, Progress(None))["scores"]
+
+
+def test_an_encoder_without_memory_on_a_card_ends_the_run_and_rejects_no_record(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Vlm, "encode_images", full)
+    with simulated_accelerator(), pytest.raises(UserError, match="memory of the accelerator"), user_errors():
+        run_experiment(experiment(tiny_model), tmp_path, Progress(None))
 
 
 def test_large_base_models_are_not_kept_beside_each_other(

@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -24,9 +25,9 @@ from fedloom.engine import machine_choices as module
 from fedloom.engine.in_process import WINDOW
 from fedloom.engine.machine_choices import MOST, Choice, Machine, choose, saved_bytes, this_machine
 from fedloom.models import logits
-from fedloom.models.batches import answer_losses, collate
+from fedloom.models.batches import Batch, answer_losses, collate
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
-from fedloom.models.load_model import load_vlm
+from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
@@ -54,6 +55,10 @@ def jobs(tuned: Tuned, count: int, batch_size: int = 2) -> list[Job]:
     ]
 
 
+def first_only(job: Job) -> Job:
+    return replace(job, conversations=job.conversations[:1])
+
+
 LAPTOP = Machine("cpu", "a processor", threads=2, memory=2**34, copies=True)
 
 
@@ -79,6 +84,18 @@ def test_neither_clock_nor_load_nor_free_memory_decides(
     del held
 
 
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_the_memory_of_a_machine_is_that_of_the_models_device(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = SimpleNamespace(name="a card", total_memory=12345)
+    for name in ("cuda", "xpu"):
+        monkeypatch.setattr(getattr(torch, name), "get_device_properties", lambda device: about)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12345)
+    machine = this_machine(torch.device(kind))
+    assert (machine.device, machine.memory, machine.copies) == (kind, 12345, False)
+
+
 @given(
     cohort=st.integers(2, 500),
     threads=st.integers(1, 64),
@@ -99,7 +116,8 @@ def test_a_choice_fits_cohort_threads_and_memory(
     assert (choice.rows - 1) * choice.workers < cohort  # no row of any process would always stand idle
     if memory is not None and choice.rows * choice.workers > 1:
         values = 4 * tuned.layout.size
-        needed = choice.rows * choice.workers * (2 * saved_bytes(tuned, some[0]) + (4 + 2 * WINDOW) * values)
+        saved = some[0].settings.batch_size * saved_bytes(tuned, first_only(some[0]))
+        needed = choice.rows * choice.workers * (2 * saved + (4 + 2 * WINDOW) * values)
         assert needed <= memory / 2
     assert choose(tuned, some, cohort, machine) == choice
 
@@ -156,9 +174,45 @@ def test_dropout_masks_count_among_saved_bytes(tiny_model: Path) -> None:
 def test_layers_are_recomputed_where_a_step_would_take_more_than_half(tuned: Tuned) -> None:
     (job,) = jobs(tuned, 1)
     held = sum(value.numel() * value.element_size() for value in tuned.vlm.model.state_dict().values())
-    step = 2 * job.settings.batch_size * saved_bytes(tuned, replace(job, conversations=job.conversations[:1]))
+    step = 2 * job.settings.batch_size * saved_bytes(tuned, first_only(job))
     for spare, wanted in ((step, True), (2 * step + 2, False)):
         assert choose(tuned, [job], 1, replace(LAPTOP, memory=held + spare)).recompute is wanted
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail] can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+@pytest.mark.parametrize("cohort", [1, 4])
+def test_counting_needs_the_memory_of_one_example_and_layers_are_recomputed_where_that_lacks(
+    cohort: int, error: Exception, tuned: Tuned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some, machine = jobs(tuned, cohort), replace(LAPTOP, device="cuda", copies=False)
+    expected = choose(tuned, some, cohort, machine)
+    assert not expected.recompute
+    for fits, wanted in ((1, expected), (0, Choice(recompute=True))):
+
+        def short(vlm: Vlm, batch: Batch, *given: Any, fits: int = fits) -> torch.Tensor:
+            if len(batch.lengths) > fits:
+                raise error
+            return answer_losses(vlm, batch, *given)
+
+        monkeypatch.setattr(module, "answer_losses", short)
+        assert choose(tuned, some, cohort, machine) == wanted
+
+
+def test_an_accelerator_without_memory_for_inputs_ends_the_choice(
+    tuned: Tuned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "_multiplications", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        choose(tuned, jobs(tuned, 3), 3, replace(LAPTOP, device="cuda", copies=False))
 
 
 def test_a_head_in_pieces_gives_the_same_losses_and_gradients(

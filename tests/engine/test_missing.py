@@ -6,7 +6,10 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -28,14 +31,16 @@ from torch import Tensor
 
 from fedloom.algorithms import SERVERS
 from fedloom.algorithms.compose import make
-from fedloom.client.client_memory import InMemory
+from fedloom.client.client_memory import Files, InMemory
 from fedloom.client.local_job import Job
 from fedloom.client.site import Site
 from fedloom.engine.client_order import SILENT, in_order
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.rounds import MAX_UNAPPLIED_ROUNDS, Backend, Training, TrainingState, run_rounds
+from fedloom.engine.trains_in_pieces import TrainsInPieces
 from fedloom.engine.worker_processes import Workers
 from fedloom.params import Params, Part
+from fedloom.runs import train_in_backend
 from fedloom.system.errors import UserError
 from fedloom.system.processes import can_fork
 from fedloom.system.timing import Clock
@@ -299,6 +304,52 @@ def test_a_client_out_of_memory_is_missing_only_where_it_trains_alone(tuned: Tun
     assert "memory ran out" in missing.reason
     with pytest.raises(MemoryError):
         list(InProcess(site, 3).train(assigned(tuned), Clock()))
+
+
+@dataclass(frozen=True, eq=False)
+class WithoutMemory(Site):
+    """A site whose accelerator has no memory for the values of one client."""
+
+    def job(self, assignment: Assignment) -> Job:
+        if assignment.client == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().job(assignment)
+
+
+class InPieces(TrainsInPieces):
+    """A backend whose other process is this one."""
+
+    def begin(self) -> int:
+        return 1
+
+    def results(self, pieces: Iterator[Sequence[Assignment]]) -> Iterator[tuple[Sequence[Assignment], str]]:
+        return ((piece, "it trains nothing") for piece in pieces)
+
+
+def jobs_before_a_choice(inner: InProcess, assignments: Sequence[Assignment]) -> Iterator[Job]:
+    run = run_of("fedavg")
+    context: Any = SimpleNamespace(site=inner.site)
+    with patch.object(train_in_backend, "assignments_of", lambda _: assignments):
+        yield from train_in_backend._jobs(context, [run])
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda inner, some: inner.train(some, Clock()),
+        lambda inner, some: inner.measure(some, "any"),
+        lambda inner, some: InPieces(inner).train(some, Clock()),
+        jobs_before_a_choice,
+    ],
+    ids=["training", "measuring", "in pieces", "before a choice"],
+)
+def test_no_client_is_missing_where_an_accelerator_lacks_memory(
+    work: Callable[[InProcess, Sequence[Assignment]], Iterator[Any]], tuned: Tuned, tmp_path: Path
+) -> None:
+    site = real_site(tuned)
+    inner = InProcess(WithoutMemory(tuned, site.seed, site.method, Files(tmp_path)), rows=2)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(work(inner, assigned(tuned)))
 
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")

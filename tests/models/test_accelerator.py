@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tests.shares import fast_if
-from tests.simulated_accelerator import Accelerator, MixedDevices, simulated_accelerator
+from tests.simulated_accelerator import Accelerator, MixedDevices, NoFloat64, simulated_accelerator
 
 from fedloom.client.backpropagation import backpropagate
 from fedloom.client.optimizers import OPTIMIZERS, clip
@@ -24,6 +25,7 @@ from fedloom.seeds import torch_stream
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare, release, side_by_side
 from fedloom.tuning.dropout import Masks, adapter_dropout
+from fedloom.tuning.export_adapter import merge_adapters
 from fedloom.tuning.strategies import LoRA, stage
 
 from .conversations import TARGETS, talks
@@ -85,6 +87,30 @@ def test_an_accelerator_computes_what_the_processor_does(
         results = USES[use](vlm)
     for result, other in zip(results, expected, strict=True):
         assert torch.equal(result, other) if isinstance(result, torch.Tensor) else result == other
+
+
+@pytest.mark.parametrize("name", families())
+def test_a_device_without_float64_trains_and_scores(name: str, saved: Callable[[str], Path]) -> None:
+    expected = [option_scores(vlm := load_vlm(str(saved(name))), talks(vlm)), *trained(vlm)]
+    vlm = load_vlm(str(saved(name)))
+    with simulated_accelerator(float64=False):
+        move_model(vlm, "cuda", "float32")
+        results = [option_scores(vlm, talks(vlm)), *trained(vlm)]
+    for result, other in zip(results, expected, strict=True):
+        assert torch.equal(result, other)
+
+
+def test_adapters_are_merged_on_a_device_without_float64(saved: Callable[[str], Path]) -> None:
+    scores = list[torch.Tensor]()
+    for where in (nullcontext(), simulated_accelerator(float64=False)):
+        vlm = load_vlm(str(saved("llava")))
+        with where as device:
+            if device is not None:
+                move_model(vlm, "cuda", "float32")
+            tuned = tuned_of(vlm, 0.0)
+            merge_adapters(tuned, tuned.start.with_flat(tuned.start.flat.cpu() + 0.1))
+            scores.append(option_scores(vlm, talks(vlm)))
+    assert torch.equal(*scores)
 
 
 @pytest.mark.parametrize("name", families())
@@ -163,6 +189,8 @@ def test_an_encoder_leaves_the_device_after_features_are_made_and_comes_back_for
         assert places(device) <= {"cpu"}
         assert torch.equal(*(one.image_features(late)[0] for one in (vlm, plain)))
         assert places(device) <= {"cuda:0"}
+        option_scores(vlm, talks(vlm))
+        assert places(device) <= {"cuda:0"}  # copying it for each batch would be slow
 
 
 def test_deterministic_kernels_are_asked_for_on_an_accelerator_only() -> None:
@@ -208,6 +236,21 @@ def test_the_simulation_refuses_tensors_of_two_devices() -> None:
             with pytest.raises(MixedDevices, match="add got tensors of several devices"):
                 there + other
         assert (there + torch.tensor(1.0)).device == torch.device("cuda", 0)  # a number mixes with everything
+
+
+def test_the_simulation_refuses_float64_where_a_device_has_none() -> None:
+    with simulated_accelerator(float64=False):
+        there = torch.ones(2).to("cuda")
+        for make in (
+            lambda: torch.zeros(2, dtype=torch.float64, device="cuda"),
+            lambda: torch.tensor([1.0], dtype=torch.float64, device="cuda"),
+            lambda: torch.ones(2).double().to("cuda"),
+            there.double,
+            lambda: there.sum(dtype=torch.float64),
+        ):
+            with pytest.raises(NoFloat64):
+                make()
+        assert there.cpu().double().dtype == torch.float64
 
 
 def test_the_simulation_counts_what_makes_the_processor_wait() -> None:

@@ -11,10 +11,12 @@ import torch
 from torch.nn import functional
 
 from fedloom.models.batches import answer_losses, collate, option_scores
+from fedloom.models.decoder_inputs import Rows, decoder_inputs, has_sliding_window, run_decoder
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import Vlm, load_vlm
+from fedloom.types import Conversation
 
-from .conversations import WORDS, talks
+from .conversations import IMAGES, WORDS, talks
 
 
 def masks(vlm: Vlm, run: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
@@ -34,18 +36,40 @@ def masks(vlm: Vlm, run: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> 
     return seen
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
-def test_training_has_no_mask_without_padding_unless_a_family_has_blocks(
+def kinds(vlm: Vlm, talks: list[Conversation], monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, bool]]:
+    with torch.no_grad(), monkeypatch.context() as patch:
+        return set(masks(vlm, lambda: answer_losses(vlm, collate(vlm, [talks])), patch))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3", "gemma4"])
+def test_training_has_no_mask_of_numbers_unless_some_tokens_see_each_other(
     name: str, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without padding there is none at all, but in layers that see a window only. The tiny Gemma 4 has no blocks, as small ones."""
     vlm = load_vlm(str(saved(name)))
-    alone, padded = ([WORDS[:1]], [WORDS])
-    blocks = FAMILIES[name].blocks is not None
-    with torch.no_grad():
-        seen = masks(vlm, lambda: answer_losses(vlm, collate(vlm, alone)), monkeypatch)
-        assert seen and set(seen) == ({("float32", False)} if blocks else {("none", True)})
-        seen = masks(vlm, lambda: answer_losses(vlm, collate(vlm, padded)), monkeypatch)
-        assert seen and set(seen) == {("float32" if blocks else "bool", False)}
+    windows = {("bool", False)} if has_sliding_window(vlm) else set[tuple[str, bool]]()
+    alone, padded, shown = (kinds(vlm, some, monkeypatch) for some in (WORDS[:1], WORDS, IMAGES))
+    assert {("none", True)} <= alone <= {("none", True)} | windows
+    assert padded == {("bool", False)}
+    assert shown == {("float32" if name == "gemma3" else "bool", False)}
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4"])
+def test_a_batch_without_blocks_has_the_numbers_of_one_with_a_dense_mask(
+    name: str, saved: Callable[[str], Path]
+) -> None:
+    vlm = load_vlm(str(saved(name)))
+    for some in (WORDS[:1], WORDS):
+        batch = collate(vlm, [some])
+        rows, width = Rows(batch.ids, batch.mask, batch.lengths, batch.grids), batch.ids.shape[1]
+        allowed = torch.ones(width, width, dtype=torch.bool).tril() & batch.mask[:, None].bool()
+        with torch.no_grad():
+            plain, dense = (
+                run_decoder(vlm, decoder_inputs(vlm, rows, [], allowed=one), use_cache=False)
+                for one in (None, allowed)
+            )
+        real = batch.mask.bool()
+        torch.testing.assert_close(plain[real], dense[real], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])

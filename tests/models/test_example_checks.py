@@ -20,7 +20,7 @@ from fedloom.models.example_checks import MOST_TOKENS, CheckedData, check_exampl
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.models.memory_cache import Memo
-from fedloom.system.errors import UserError
+from fedloom.system.errors import UserError, user_errors
 from fedloom.tasks import TASKS
 from fedloom.types import Conversation, DataSet, Example, Presence
 
@@ -122,6 +122,27 @@ def test_a_bad_image_does_not_change_the_features_of_others(saved: Callable[[str
     assert "cannot be read (a.png: the image is missing)" in mixed.data.rejected[1].reason
     after = cold.image_features([one.image for one in good if one.image])
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("fits", [0, 1])
+def test_an_accelerator_without_memory_is_no_fault_of_the_images(
+    fits: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one image at a time would fit, because batches of other sizes round differently."""
+    vlm = load_vlm(str(tiny_model))
+    encode_images = Vlm.encode_images
+
+    def short(self: Vlm, images: Sequence[Any]) -> dict[str, Tensor]:
+        if len(images) > fits:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return encode_images(self, images)
+
+    monkeypatch.setattr(Vlm, "encode_images", short)
+    with (
+        pytest.raises(UserError, match=r"memory of the accelerator ran out; try .*model\.pixels"),
+        user_errors(),
+    ):
+        check(vlm, example("a", image=Plain(8, 8)), example("b", image=Plain(9, 9), spare=(Plain(8, 8),)))
 
 
 def test_files_that_changed_since_they_were_listed_are_invalid_records(

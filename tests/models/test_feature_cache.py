@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 from fedloom.models import memory_cache
 from fedloom.models.feature_cache import FeatureStore
@@ -130,6 +134,60 @@ def test_a_full_store_writes_nothing_says_so_once_and_keeps_a_fixed_subset(
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")} == files
     assert [image.key in store for image in images] == [True, True, False, False]
     assert images[0].left == [0] and not store.damaged
+
+
+class Encoder:
+    """Gives every image features of its own, and notes the batches and how many earlier features are still in memory."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.held: list[int] = []
+        self._made: list[weakref.ref[torch.Tensor]] = []
+
+    def __call__(self, images: Sequence[Any]) -> dict[str, torch.Tensor]:
+        self.held.append(sum(one() is not None for one in self._made))
+        self.batches.append([image.number for image in images])
+        made = {image.key: torch.full((4, 32), float(image.number)) for image in images}
+        self._made += map(weakref.ref, made.values())
+        return made
+
+
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let files hold the features of three images, and no features stay in memory; return the bytes of one image's."""
+    size = 4 * 32 * 4
+    for name, value in {"ENCODE_BATCH": 4, "SHARD_BYTES": 3 * size, "MEMORY_LIMIT": 0}.items():
+        monkeypatch.setattr(memory_cache, name, value)
+    return size
+
+
+def test_a_store_without_room_for_all_holds_the_images_that_come_first(
+    small_files: int, tmp_path: Path
+) -> None:
+    """Although they are asked for in one call; batches are those without a store."""
+    images, encoder, size = dots(20, left=0), Encoder(), small_files
+    memo = Memo(store=FeatureStore(tmp_path, {}, 10 * size))
+    values = torch.stack(memo.image_features(images, encoder))
+    assert values[:, 0, 0].tolist() == [*range(20)]
+    assert encoder.batches == [[*range(start, start + 4)] for start in range(0, 20, 4)]
+    later = FeatureStore(tmp_path, {}, 10 * size)
+    stored = [image.key in later for image in images]
+    assert 3 <= sum(stored) < 20 and stored == sorted(stored, reverse=True)
+    for file in tmp_path.rglob("*.safetensors"):
+        with safe_open(file, "pt") as shard:
+            assert shard.get_tensor("features").nbytes <= 3 * size
+    for image, value in zip(images[: sum(stored)], values, strict=False):
+        kept = later.read(image.key)
+        assert kept is not None and torch.equal(kept, value)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_computing_features_never_has_all_of_them_in_memory(tmp_path: Path) -> None:
+    encoder, images = Encoder(), dots(80, left=0)
+    memo = Memo(store=FeatureStore(tmp_path, {}, LIMIT))
+    memo.compute(images, encoder)
+    assert max(encoder.held) <= 8  # two batches
+    assert not memo.missing(images) and len(memo.known_grids) == 80
 
 
 def test_what_another_process_uses_is_not_removed(tmp_path: Path) -> None:

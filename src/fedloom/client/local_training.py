@@ -96,7 +96,8 @@ def _one_pass(tuned: Tuned, jobs: Sequence[Job], clock: Clock) -> list[Trained]:
     first, started = jobs[0], time.perf_counter()
     # Clients with the most steps come first, so that those still in training are always the first rows.
     order = sorted(range(len(jobs)), key=lambda k: -jobs[k].steps)
-    losses = torch.zeros(len(jobs), dtype=torch.float64, device=tuned.flat.device)
+    # Some accelerators have no float64, so losses are added up on the processor, after the last step.
+    losses = torch.zeros(jobs[order[0]].steps, len(jobs), device=tuned.flat.device)
     with side_by_side(tuned, len(jobs), [jobs[k].scale for k in order]) as stack:
         rows = [_start_row(jobs[k], stack, row) for row, k in enumerate(order)]
         slots, tied = stack.zero_slots(OPTIMIZERS[first.settings.optimizer].slots), len(rows)
@@ -106,12 +107,15 @@ def _one_pass(tuned: Tuned, jobs: Sequence[Job], clock: Clock) -> list[Trained]:
             if len(active) < tied:
                 tied = len(active)
                 stack.tie(tied)
-            losses[:tied] += _step(stack, active, slots, step, clock)
+            losses[step, :tied] = _step(stack, active, slots, step, clock)
         ends = [stack.flat[k].cpu() for k in range(len(rows))]
+        totals = torch.zeros(len(rows), dtype=torch.float64)
+        for each in losses.cpu():
+            totals += each
     seconds = (time.perf_counter() - started) / len(rows)
     results = [
         Trained(end, row.carry, loss / row.job.steps, seconds)
-        for row, end, loss in zip(rows, ends, losses.tolist(), strict=True)
+        for row, end, loss in zip(rows, ends, totals.tolist(), strict=True)
     ]
     clock.lap("load")
     return [results[order.index(k)] for k in range(len(jobs))]

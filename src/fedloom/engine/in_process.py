@@ -58,11 +58,17 @@ class InProcess:
         return self.site.answer(questions, self.processes, self.share)
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
-        """Run a probe at each client, in the order of `assignments`; a client that raises is `Missing`."""
+        """Run a probe at each client, in the order of `assignments`; a client that raises is `Missing`.
+
+        Raises:
+            Exception: Memory of an accelerator ran out, as in `train`.
+        """
         for assignment in assignments:
             try:
                 yield self.site.measure(self.site.job(assignment), probe)
             except (Exception, SystemExit) as error:  # a rule from outside may call sys.exit
+                if is_of_accelerator(error):
+                    raise
                 yield Missing(assignment.client, client_failure(error))
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
@@ -83,6 +89,8 @@ class InProcess:
                 try:
                     jobs[k] = self.site.job(assignment)
                 except (Exception, SystemExit) as error:
+                    if is_of_accelerator(error):
+                        raise
                     done[k] = Missing(assignment.client, client_failure(error)), {}
             own.lap("load")
             reading = _share(own, len(window))
@@ -113,7 +121,7 @@ class InProcess:
             clock.lap("load")
             return updates
         except (Exception, SystemExit) as error:
-            if is_out_of_memory(error) and (len(jobs) > 1 or is_of_accelerator(error)):
+            if is_of_accelerator(error) or (is_out_of_memory(error) and len(jobs) > 1):
                 raise
             if len(jobs) == 1:
                 return [Missing(jobs[0].client, client_failure(error))]

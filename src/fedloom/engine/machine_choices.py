@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +19,7 @@ from fedloom.engine.in_process import WINDOW
 from fedloom.models.batches import answer_losses, collate
 from fedloom.models.last_layer import layers_of
 from fedloom.models.linear_layers import weight_count
+from fedloom.system.errors import is_of_accelerator, is_out_of_memory
 from fedloom.system.processes import can_fork
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.dropout import adapter_dropout
@@ -74,6 +74,12 @@ def this_machine(device: torch.device) -> Machine:
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(device)
         return Machine("cuda", about.name, torch.get_num_threads(), about.total_memory, copies=False)
+    if device.type == "xpu":
+        about = torch.xpu.get_device_properties(device)
+        return Machine("xpu", about.name, torch.get_num_threads(), about.total_memory, copies=False)
+    if device.type == "mps":  # it shares the host's memory, of which Metal gives a program only a part
+        memory = torch.mps.recommended_max_memory()
+        return Machine("mps", _processor(), torch.get_num_threads(), memory, copies=False)
     forks = device.type == "cpu" and can_fork()
     return Machine(device.type, _processor(), torch.get_num_threads(), _memory(), forks)
 
@@ -83,27 +89,39 @@ def choose(tuned: Tuned, jobs: Sequence[Job], cohort: int, machine: Machine) -> 
 
     Rows are added until a pass has the multiplications that keep a thread (or an accelerator) busy. There is one process
     for each thread if a client's round is long enough to pay for copying this one. Both stay within half of the memory
-    that the model leaves free. If the job of a client fails, the next one is used.
+    that the model leaves free. If the job of a client fails, the next one is used. Where memory runs out over a single
+    example, layers are recomputed.
 
     Args:
         tuned: The model with one row.
         jobs: Some of a round's jobs; without any, nothing runs side by side.
         cohort: Number of clients in a round.
         machine: The kind of machine.
+
+    Raises:
+        Exception: An accelerator has no memory for the inputs of a pass.
     """
     for job in sorted(jobs, key=lambda job: (-job.steps, job.client)):
-        with suppress(Exception):  # that client will be missing, with the reason
+        try:
             return _choose_by(job, tuned, cohort, machine)
+        except Exception as error:  # that client will be missing, with the reason
+            if is_of_accelerator(error):
+                raise
     return Choice()
 
 
 def _choose_by(first: Job, tuned: Tuned, cohort: int, machine: Machine) -> Choice:
     """Choose by one job, that of the client with the most steps."""
-    step = _step_bytes(tuned, first) if machine.memory is not None else 0
-    if cohort < 2:
-        return choose_from(tuned, first.steps, 0, 0, step, cohort, machine)
-    counted = _multiplications(tuned, first), saved_bytes(tuned, first)
-    return choose_from(tuned, first.steps, *counted, step, cohort, machine)
+    multiplications = _multiplications(tuned, first) if cohort > 1 else 0
+    saved = 0
+    if machine.memory is not None:
+        try:
+            saved = _batch_bytes(tuned, first)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return Choice(recompute=True)  # not even one example fits otherwise
+    return choose_from(tuned, first.steps, multiplications, saved, 2 * saved, cohort, machine)
 
 
 def choose_from(
@@ -154,10 +172,11 @@ def _free_memory(tuned: Tuned, machine: Machine) -> int | None:
     return None if machine.memory is None else max(0, machine.memory - model) // 2
 
 
-def _step_bytes(tuned: Tuned, job: Job) -> int:
-    """Estimate the bytes of one client's step from a single example, so that the estimate itself needs little memory."""
-    rows = min(job.settings.batch_size, job.settings.micro_batch or job.settings.batch_size)
-    return 2 * rows * saved_bytes(tuned, replace(job, conversations=job.conversations[:1]))
+def _batch_bytes(tuned: Tuned, job: Job) -> int:
+    """Estimate from a single example what a pass over one client's batch keeps, so that counting needs little memory."""
+    batch = job.settings.batch_size
+    rows = min(batch, job.settings.micro_batch or batch, len(job.conversations))
+    return rows * saved_bytes(tuned, replace(job, conversations=job.conversations[:1]))
 
 
 def saved_bytes(tuned: Tuned, job: Job) -> int:

@@ -11,6 +11,7 @@ from itertools import islice
 from fedloom.client.local_job import Job
 from fedloom.engine.in_process import WINDOW, TrainsElsewhere, blocks
 from fedloom.engine.timed_answers import Timed
+from fedloom.system.errors import is_of_accelerator
 from fedloom.system.timing import Clock
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
@@ -82,7 +83,9 @@ class TrainsInPieces(TrainsElsewhere, ABC):
         for k, assignment in enumerate(window):
             try:
                 jobs[k] = self.inner.site.job(assignment)
-            except (Exception, SystemExit):  # the process that gets it gives the reason
+            except (Exception, SystemExit) as error:  # the process that gets it gives the reason
+                if is_of_accelerator(error):
+                    raise
                 yield [assignment]
         for block in blocks(jobs, self.inner.rows):
             yield [window[k] for k in block]

@@ -63,16 +63,18 @@ def decoder_inputs(
     family, model = vlm.family, vlm.model
     embeddings = model.get_input_embeddings()(vlm.send(rows.ids))
     inputs = family.place(model, rows.ids, embeddings, tokens)
-    within = None
+    within, blocks = None, list[Tensor]()
     if family.blocks is not None:
+        blocks = [family.blocks(model, rows.ids[row, :length]) for row, length in enumerate(rows.lengths)]
+    # Block numbers are on the processor, so nothing waits here. Without blocks, faster kernels take the batch.
+    if any((block >= 0).any() for block in blocks):
         width = rows.ids.shape[1]
         if allowed is None:
             before = torch.ones(width, width, dtype=torch.bool).tril()
             allowed = before & rows.mask[:, None, :].bool()
         within = torch.zeros_like(allowed)
-        for row, length in enumerate(rows.lengths):
-            block = family.blocks(model, rows.ids[row, :length])
-            within[row, :length, :length] = (block[:, None] == block) & (block >= 0)
+        for row, block in enumerate(blocks):
+            within[row, : len(block), : len(block)] = (block[:, None] == block) & (block >= 0)
     if allowed is None:
         inputs["attention_mask"] = vlm.send(rows.mask)
     else:

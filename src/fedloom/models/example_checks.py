@@ -18,6 +18,7 @@ from fedloom.models.decoder_inputs import max_positions
 from fedloom.models.load_model import Vlm
 from fedloom.models.memory_cache import SHARD
 from fedloom.models.text_only import TEXT_ONLY, without_images
+from fedloom.system.errors import is_of_accelerator
 from fedloom.types import Conversation, DataSet, Example, LazyImage, Rejected
 
 MOST_TOKENS = 8192
@@ -190,7 +191,8 @@ def _compute_features(
 ) -> tuple[int, dict[str, str]]:
     """Compute the features that are not cached; return their number, and the reason of each failure by image key.
 
-    The other images of a bad image's batch are encoded together again, so that it does not change their features.
+    The other images of a bad image's batch are encoded together again, so that it does not change their features. Where an
+    accelerator lacks memory, no image is at fault: that error is raised.
     """
     todo = vlm.memo.missing(images)
     reasons: dict[str, str] = {}
@@ -198,12 +200,15 @@ def _compute_features(
     for start in range(0, len(todo), SHARD):
         batch = todo[start : start + SHARD]
         try:
-            vlm.image_features(batch)
-        except Exception:  # image processors raise any class; encoding one by one shows which images fail
+            vlm.compute_features(batch)
+        except Exception as error:  # image processors raise any class
+            if is_of_accelerator(error):
+                raise
+            # Encoding one by one shows which images fail.
             for image in batch:
                 if (reason := _why_not_encodable(vlm, image)) is not None:
                     reasons[image.key] = reason
-            vlm.image_features([image for image in batch if image.key not in reasons])
+            vlm.compute_features([image for image in batch if image.key not in reasons])
         encoded(start + len(batch), len(todo))
     return len(todo) - len(reasons), reasons
 
@@ -218,6 +223,8 @@ def _why_not_encodable(vlm: Vlm, image: LazyImage) -> str | None:
     try:
         vlm.encode_images([image])
     except Exception as error:
+        if is_of_accelerator(error):
+            raise
         return f"{name}, {width:,} x {height:,} pixels, is refused by the model's image processor ({_short_message(error)})"
     return None
 

@@ -116,6 +116,10 @@ class Vlm:
         """
         return self.memo.image_features(images, self.encode_images)
 
+    def compute_features(self, images: Sequence[LazyImage]) -> None:
+        """Compute the encoder features that are not cached, and keep those that fit; see `Memo.compute`."""
+        self.memo.compute(images, self.encode_images)
+
     def grids(self, images: Sequence[LazyImage]) -> tuple[Grid, ...]:
         """Return the grid of each image's features: their shape without E."""
         return self.memo.grids(images, self.encode_images)

@@ -7,7 +7,7 @@ Shape legend: E encoder width; a grid is the shape of one image's features witho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,15 @@ from torch import Tensor
 
 from fedloom.models.family_interface import Grid
 from fedloom.models.feature_cache import FeatureStore
+from fedloom.system.errors import is_of_accelerator
 from fedloom.types import LazyImage
 
 SHARD = 512
 """The most images whose features are stored in one file."""
+
+SHARD_BYTES = 2**28
+"""The most bytes of features that are stored in one file, unless a single image has more. Files are written whole or not at
+all, so large ones would leave much of a bounded store empty, and take as much memory while they are built."""
 
 MEMORY_LIMIT = 2**30
 """Bytes of features that are kept in memory; others are read or computed again."""
@@ -52,18 +57,16 @@ class Memo:
         """Return the encoder features of each image, shape [*grid, E]; features that are not cached are computed once."""
         features = {image.key: self._cached(image.key) for image in images}
         missing = {image.key: image for image in images if features[image.key] is None}
-        todo = list(missing.values())
-        for start in range(0, len(todo), SHARD):
-            computed = _encode_all(todo[start : start + SHARD], encode)
-            if self.store is not None:
-                for shape in {value.shape for value in computed.values()}:
-                    self.store.write({key: value for key, value in computed.items() if value.shape == shape})
-            for key, value in computed.items():
-                features[key] = value
-                self._keep(key, value)
+        for computed in self._computed([*missing.values()], encode):
+            features.update(computed)
         complete = {key: value for key, value in features.items() if value is not None}
         self.known_grids.update({key: tuple(value.shape[:-1]) for key, value in complete.items()})
         return [complete[image.key] for image in images]
+
+    def compute(self, images: Iterable[LazyImage], encode: Encode) -> None:
+        """Compute the features that are not cached, which never are in memory all at once; keep those that fit."""
+        for _ in self._computed(self.missing(images), encode):
+            pass
 
     def grids(self, images: Sequence[LazyImage], encode: Encode) -> tuple[Grid, ...]:
         """Return the grid of each image; features are read or computed only if its grid is unknown."""
@@ -81,6 +84,30 @@ class Memo:
             missing = {key: image for key, image in missing.items() if key not in self.store}
         return list(missing.values())
 
+    def _computed(self, images: Sequence[LazyImage], encode: Encode) -> Iterator[dict[str, Tensor]]:
+        """Encode images in batches; yield the features of several batches at a time, once they are kept."""
+        waiting, size = dict[str, Tensor](), 0
+        for start in range(0, len(images), ENCODE_BATCH):
+            batch = _encoded(images[start : start + ENCODE_BATCH], encode)
+            waiting |= batch
+            size += sum(value.nbytes for value in batch.values())
+            if size >= SHARD_BYTES or len(waiting) >= SHARD or start + ENCODE_BATCH >= len(images):
+                self._keep_all(waiting)
+                yield waiting
+                waiting, size = {}, 0
+
+    def _keep_all(self, features: Mapping[str, Tensor]) -> None:
+        """Keep features in files and in memory as far as they fit, and all of their grids."""
+        if self.store is not None:
+            for shape in dict.fromkeys(value.shape for value in features.values()):
+                alike = [(key, value) for key, value in features.items() if value.shape == shape]
+                count = max(1, SHARD_BYTES // max(1, alike[0][1].nbytes))
+                for start in range(0, len(alike), count):
+                    self.store.write(dict(alike[start : start + count]))
+        for key, value in features.items():
+            self._keep(key, value)
+        self.known_grids.update({key: tuple(value.shape[:-1]) for key, value in features.items()})
+
     def _cached(self, key: str) -> Tensor | None:
         value = self.features.get(key)
         if value is None and self.store is not None:
@@ -94,15 +121,15 @@ class Memo:
             self.features[key] = value
 
 
-def _encode_all(images: Sequence[LazyImage], encode: Encode) -> dict[str, Tensor]:
+def _encoded(batch: Sequence[LazyImage], encode: Encode) -> dict[str, Tensor]:
+    """Return the features of a batch of images by their key."""
+    try:
+        return dict(encode(batch))
+    except Exception as error:  # an image processor may fail on a batch of images that it takes one by one
+        # Smaller batches would round differently, so features would depend on the accelerator's free memory.
+        if len(batch) == 1 or is_of_accelerator(error):
+            raise
     features: dict[str, Tensor] = {}
-    for start in range(0, len(images), ENCODE_BATCH):
-        batch = images[start : start + ENCODE_BATCH]
-        try:
-            features.update(encode(batch))
-        except Exception:  # an image processor may fail on a batch of images that it takes one by one
-            if len(batch) == 1:
-                raise
-            for image in batch:
-                features.update(encode([image]))
+    for image in batch:
+        features.update(encode([image]))
     return features

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import chain
 
@@ -21,7 +21,7 @@ from fedloom.report.tables import is_federated, size
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import MACHINE
 from fedloom.runs.site_setup import trains_at_sites
-from fedloom.system.errors import UserError
+from fedloom.system.errors import UserError, is_of_accelerator
 from fedloom.system.manifest import read_sealed, write_sealed
 from fedloom.system.progress import Progress
 from fedloom.wire.messages import Update
@@ -163,8 +163,11 @@ def _jobs(context: RunContext, runs: Sequence[Training]) -> list[Job]:
     """Return at most `MOST` jobs of the trainings' next rounds, on which choices are based."""
     jobs = list[Job]()
     for assignment in chain.from_iterable(assignments_of(run) for run in runs if run.left > 0):
-        with suppress(Exception):  # that client will be missing, with the reason
+        try:
             jobs.append(context.site.job(assignment))
+        except Exception as error:  # that client will be missing, with the reason
+            if is_of_accelerator(error):
+                raise
         if len(jobs) == MOST:
             break
     return jobs

@@ -45,6 +45,11 @@ _CARD_MEMORY = (
 _FOREIGN = re.compile(r"\(os error (\d{1,3})\)")
 """The system's error in messages of libraries that are written in Rust, such as safetensors and tokenizers."""
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+_NO_CARD_MEMORY = re.compile(
+    r"\b(cuda|hip|mps|xpu)\b.*out of memory|\b(cu|hip|roc)\w+_alloc\w*_failed|_out_of_(device_memory|resources)"
+)
+"""What torch and its libraries say, in lower case, where an accelerator lacks memory: CUDA's runtime and its libraries,
+Metal (`MPS backend out of memory`), and the runtimes of Intel's cards."""
 
 
 class UserError(Exception):
@@ -125,14 +130,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM  # a fork's
     text = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+    return (
+        isinstance(error, MemoryError)
+        or is_of_accelerator(error)
+        or (isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY))
     )
 
 
 def is_of_accelerator(error: BaseException) -> bool:
-    """Return whether an error says that memory of an accelerator ran out: torch's OutOfMemoryError, without importing torch."""
-    return type(error).__name__ == "OutOfMemoryError"
+    """Return whether an error says that memory of an accelerator ran out, without importing torch.
+
+    Besides torch's OutOfMemoryError, these are a RuntimeError, or an AcceleratorError, with the words of the device's libraries.
+    """
+    if not isinstance(error, RuntimeError):
+        return False
+    return type(error).__name__ == "OutOfMemoryError" or bool(_NO_CARD_MEMORY.search(str(error).lower()))
 
 
 def _system_sentence(error: OSError) -> str:

@@ -190,7 +190,8 @@ def merge_adapters(tuned: Tuned, params: Params) -> None:
         )
     tuned.write(params)
     for layer in tuned.adapters.values():
-        update = layer.scale * (layer.lora_b.double() @ layer.lora_a.double())
+        # On the processor, since some accelerators have no float64.
+        update = layer.scale * (layer.lora_b.cpu().double() @ layer.lora_a.cpu().double())
         if (weight := plain_weight(layer.base)) is not None:
             weight.add_(update.to(weight))
     release(tuned)
