@@ -209,7 +209,7 @@ def test_followers_are_called_in_order() -> None:
 
 
 def test_unknown_and_missing_trackers_are_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="there are tensorboard, wandb, mlflow"):
+    with pytest.raises(UserError, match="Allowed: tensorboard, wandb, mlflow"):
         open_trackers(["tensorbord"], tmp_path / "run", {}).__enter__()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in TRACKERS:
@@ -353,7 +353,7 @@ def test_trackers_are_closed_though_one_raises(tmp_path: Path, monkeypatch: pyte
         return Tracker(name, "json", lambda *_: (lambda figures, step: None, close))
 
     monkeypatch.setattr("fedloom.runs.followers.TRACKERS", {name: opens(name) for name in "ab"})
-    with pytest.raises(OSError, match="a"), open_trackers("ab", tmp_path / "run", {}):
+    with pytest.raises(OSError, match="a"), open_trackers(["a", "b"], tmp_path / "run", {}):
         pass
     assert closed == ["b True", "a True"]
 

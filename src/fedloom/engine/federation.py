@@ -16,7 +16,6 @@ from typing import Any
 from fedloom.client.site import Profile, Question
 from fedloom.engine.in_process import ignore
 from fedloom.engine.participation import JoinedSite, WaitingTerms, clients_at, unfit
-from fedloom.engine.remote_site import question_to_bytes
 from fedloom.engine.rounds import Backend
 from fedloom.engine.site_statements import read_answers, read_joined, read_judged, read_scores, read_statement
 from fedloom.engine.site_transport import (
@@ -25,6 +24,7 @@ from fedloom.engine.site_transport import (
     SiteRequest,
     Transport,
     TransportRestarted,
+    answer_requests,
     evaluation_requests,
     read_reply,
     site_requests,
@@ -159,21 +159,11 @@ class Federation:
         own = [(place, one) for place, one in enumerate(questions) if one.client is not None]
         if not own:
             return self._here.answer(questions)
-        requests, places, holder = list[SiteRequest](), dict[int, list[int]](), clients_at(self.sites)
-        for site in self.sites:
-            mine = [(place, one) for place, one in own if holder[one.client or 0] == site]
-            if mine:
-                places[len(requests)] = [place for place, _ in mine]
-                parts = tuple(question_to_bytes(one) for _, one in mine)
-                clients = tuple(dict.fromkeys(one.client or 0 for _, one in mine))
-                requests.append(SiteRequest(site, clients, SiteMessage("answer", {}, parts).to_bytes()))
+        requests, places = answer_requests(own, clients_at(self.sites))
         answers = dict[int, Answers]()
         for number, reply, reason in self._answers(requests, "answer"):
-            judged, reason = (
-                (None, reason)
-                if reply is None
-                else read_statement(partial(read_judged, count=len(places[number])), reply.head)
-            )
+            read = partial(read_judged, count=len(places[number]))
+            judged, reason = (None, reason) if reply is None else read_statement(read, reply.head)
             if judged is None:
                 raise UserError(
                     f"site {requests[number].site} did not answer about its clients' models: {reason}"

@@ -132,6 +132,25 @@ def site_requests(
     ], round
 
 
+def answer_requests(
+    questions: Iterable[tuple[int, Question]], sites: Mapping[int, str]
+) -> tuple[list[SiteRequest], list[list[int]]]:
+    """Return a request to each site for the answers of its clients' own models, and the places of its questions.
+
+    Args:
+        questions: Place and question, each about a client's own model.
+        sites: Client → its site.
+    """
+    by_site = dict[str, list[tuple[int, Question]]]()
+    for place, one in questions:
+        by_site.setdefault(sites[one.client or 0], []).append((place, one))
+    requests = list[SiteRequest]()
+    for site, mine in by_site.items():
+        content = SiteMessage("answer", {}, tuple(question_to_bytes(one) for _, one in mine)).to_bytes()
+        requests.append(SiteRequest(site, tuple(dict.fromkeys(one.client or 0 for _, one in mine)), content))
+    return requests, [[place for place, _ in mine] for mine in by_site.values()]
+
+
 def evaluation_requests(
     questions: Mapping[int | None, Question], clients: Mapping[str, tuple[int, ...]]
 ) -> list[SiteRequest]:

@@ -119,10 +119,8 @@ def set_up_run(
     data = check.data
     divide = plan_and_validation if site_data is None else plan_over_sites
     plan, validation = divide(data, experiment.data, experiment.scenario, experiment.seed)
-    precision = here.model.precision
-    judge = path and _load_once(
-        models, f"judge {path} {vlm.device} {precision}", partial(load_judge, path, vlm.device, precision)
-    )
+    how = (path, vlm.device, here.model.precision)
+    judge = path and _load_once(models, f"judge {how}", partial(load_judge, *how))
     versions = _versions()
     if manifest is None:
         began = Manifest(__version__, now, versions)
@@ -137,8 +135,7 @@ def set_up_run(
     record = RunLog(folder / RECORD, follow)
     require_length(record.path, recorded_below(folder / METHODS))
     _record_start(record, experiment, tuned, check, clock.seconds["vision"], validation)
-    skipped = [str(record) for record in data.rejected]
-    for line in (*skipped[:SHOWN], *check.messages[:SHOWN]):
+    for line in (*map(str, data.rejected[:SHOWN]), *check.messages[:SHOWN]):
         progress.message(f"data: {line}")
     if vlm.memo.store is not None and vlm.memo.store.full:
         progress.message(f"engine.cache: {vlm.memo.store.full}")
