@@ -8,7 +8,7 @@ The folder (`data.root`) holds the files `train` and `test`, or `data`, or one f
 `question` and `answer` are required, and at least one of `image` (a PNG, JPEG or WebP file, relative to the
 folder) and `text`. Optional: `options` (list of possible answers), `group` (a site or a topic, for partitions;
 text or whole number), `id` (text or whole number), `split` ("train", "validation" or "test"). Absent, null
-and empty mean the same; other keys are ignored.
+and empty mean the same. Other keys are ignored, unless one looks like a misspelled key that is absent.
 
 A `.json` file is a list of such objects. Either file may also hold conversations as LLaVA, ShareGPT, LLaMA-Factory,
 ms-swift or OpenAI-style trainers keep them; see `fedloom.data.conversations`:
