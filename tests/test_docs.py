@@ -114,6 +114,23 @@ def test_every_promise_names_existing_tests() -> None:
             )
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_tests_that_a_page_names_exist(page: Path) -> None:
+    for name in re.findall(r"`(tests/[\w/]+(?:\.py)?)", page.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), name
+
+
+def test_slow_tests_are_marked_as_such_in_the_list_of_features() -> None:
+    text = (ROOT / "docs/features.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)`(†?)", text)
+    assert len(named) > 28
+    for name, mark in named:
+        marks = re.search(
+            r"^pytestmark = (\[.*?^\]|.*?$)", (ROOT / name).read_text(encoding="utf-8"), re.M | re.S
+        )
+        assert mark or marks is None or "mark.slow" not in marks[1], name
+
+
 def test_the_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (block,) = blocks(ROOT / "README.md", "python")
