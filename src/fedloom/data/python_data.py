@@ -165,13 +165,12 @@ def _with_class_names(dataset: Any) -> Iterable[Any]:
     names = {column: list(one.names) for column, one in features.items() if hasattr(one, "int2str")}
 
     def named(column: str, value: Any) -> Any:
-        if (
-            column not in names
-            or isinstance(number := _plain(value, []), bool)
-            or not isinstance(number, int)
-        ):
+        number = _plain(value, []) if column in names else None
+        if not isinstance(number, int) or isinstance(number, bool):
             return value
-        return names[column][number] if 0 <= number < len(names[column]) else None if number == -1 else number
+        if number == -1:
+            return None
+        return names[column][number] if 0 <= number < len(names[column]) else number
 
     for row in dataset:
         yield {column: named(column, value) for column, value in row.items()} if names else row
