@@ -80,9 +80,9 @@ def test_files_that_are_named_exist(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_contributing_lists_every_room_on_its_floor() -> None:
+def test_contributing_lists_every_package_in_its_layer() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    table = text.partition("## The rooms")[2].partition("\n## ")[0]
+    table = text.partition("## The packages")[2].partition("\n## ")[0]
     listed, floor = {}, -1
     for number, rooms in re.findall(r"^\| (\d*) ?\| (`.*?) \|", table, re.MULTILINE):
         floor = int(number) if number else floor

@@ -251,4 +251,4 @@ def run_line(line: str) -> str:
     assert program == "fedloom", line
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, (line, done.output)
-    return done.output
+    return done.stdout
