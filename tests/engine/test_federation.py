@@ -252,24 +252,8 @@ def test_a_site_that_is_away_is_waited_for() -> None:
     assert "failed" not in [kind for kind, _ in noted]
 
 
-def test_a_link_that_begins_anew_loses_nothing() -> None:
-    """At each send of a run the link is lost, with all that is on its way: the bytes stay those of one process."""
-    expected = ended(backend_of("scaffold"), "scaffold")
-    mail = two_sites("scaffold")
-    there, _ = federation(mail)
-    there.enroll()
-    ended(there, "scaffold")
-    for at in range(1, mail.sends + 1):
-        mail = replace(two_sites("scaffold"), renew=at)
-        there, noted = federation(mail)
-        there.enroll()
-        assert same(ended(there, "scaffold"), expected), at
-        assert ("link renewed", {}) in noted
-
-
-@pytest.mark.parametrize("what", ["lost", "lost_answer"])
-def test_a_message_that_is_lost_is_sent_again(what: str) -> None:
-    """Whichever message of a run is lost, or its answer: nobody is missing, and the bytes stay those of one process."""
+def disturbed_at_each_send(what: str) -> Iterator[tuple[Mail, list[tuple[str, Any]]]]:
+    """Run once with each message of a run disturbed, check that the bytes are those of one process, and yield the mail and notes."""
     expected = ended(backend_of("scaffold"), "scaffold")
     mail = two_sites("scaffold")
     there, _ = federation(mail)
@@ -280,6 +264,19 @@ def test_a_message_that_is_lost_is_sent_again(what: str) -> None:
         there, noted = federation(mail)
         there.enroll()
         assert same(ended(there, "scaffold"), expected), number
+        yield mail, noted
+
+
+def test_a_link_that_begins_anew_loses_nothing() -> None:
+    """At each send of a run the link is lost, with all that is on its way: the bytes stay those of one process."""
+    for _, noted in disturbed_at_each_send("renew"):
+        assert ("link renewed", {}) in noted
+
+
+@pytest.mark.parametrize("what", ["lost", "lost_answer"])
+def test_a_message_that_is_lost_is_sent_again(what: str) -> None:
+    """Whichever message of a run is lost, or its answer: nobody is missing, and the bytes stay those of one process."""
+    for mail, noted in disturbed_at_each_send(what):
         assert mail.sends == 1 + len(mail.asked) - (what == "lost_answer")
         assert {kind for kind, _ in noted} == {"site joined"}
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
+from fedloom.config.validation_errors import VERY_NEAR, nearest
 from fedloom.data.conversations import MARK, TURN_LIST_KEYS, image_names, is_conversation, read_conversation
 from fedloom.data.duplicates import normalized_text
 from fedloom.data.record_fields import FindAnyImage, InvalidRecord, required, text, text_or_integer
@@ -85,8 +87,6 @@ def _answer(values: dict[str, Any]) -> str:
 
 def _given(values: dict[str, Any], key: str) -> str:
     """Return a field that every record must have; if it is missing, the reason names a field that may be meant."""
-    from fedloom.config.validation_errors import nearest
-
     if values.get(key) is None and (near := nearest(key, _other_fields(values), 0.7)) is not None:
         raise InvalidRecord(f"{key} is missing, and {quoted(near)} is not a known field. Did you mean {key}?")
     return required(values, key)
@@ -94,14 +94,17 @@ def _given(values: dict[str, Any], key: str) -> str:
 
 def _require_no_misspelling(values: dict[str, Any]) -> None:
     """Refuse a field that is not known, but is very near to one that the record lacks: it would be ignored."""
-    from fedloom.config.validation_errors import VERY_NEAR, nearest
-
-    lacking = [field for field in FIELDS if field not in values]
+    lacking = tuple(field for field in FIELDS if field not in values)
     for name in _other_fields(values):
-        if len(name) >= SHORTEST_NAME and (meant := nearest(name, lacking, VERY_NEAR)) is not None:
+        if (meant := _misspelled(name, lacking)) is not None:
             raise InvalidRecord(
                 f"{quoted(name)} is not a known field. Did you mean {meant}? If not, rename or remove it"
             )
+
+
+@lru_cache(maxsize=1024)  # the records of a file have the same fields, and comparing words is slow
+def _misspelled(name: str, lacking: tuple[str, ...]) -> str | None:
+    return nearest(name, lacking, VERY_NEAR) if len(name) >= SHORTEST_NAME else None
 
 
 def _other_fields(values: dict[str, Any]) -> list[str]:

@@ -71,12 +71,9 @@ class Choice:
 
 def this_machine(device: torch.device) -> Machine:
     """Describe the machine that this process runs on."""
-    if device.type == "cuda":
-        about = torch.cuda.get_device_properties(device)
-        return Machine("cuda", about.name, torch.get_num_threads(), about.total_memory, copies=False)
-    if device.type == "xpu":
-        about = torch.xpu.get_device_properties(device)
-        return Machine("xpu", about.name, torch.get_num_threads(), about.total_memory, copies=False)
+    if device.type in ("cuda", "xpu"):
+        about = getattr(torch, device.type).get_device_properties(device)
+        return Machine(device.type, about.name, torch.get_num_threads(), about.total_memory, copies=False)
     if device.type == "mps":  # it shares the host's memory, of which Metal gives a program only a part
         memory = torch.mps.recommended_max_memory()
         return Machine("mps", _processor(), torch.get_num_threads(), memory, copies=False)

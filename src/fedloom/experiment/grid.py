@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedloom.config.schema import Published, Section
-from fedloom.config.validation_errors import check_document, did_you_mean, error_text, nearest, unknown_name
+from fedloom.config.validation_errors import check_document, did_you_mean, error_text, unknown_name
 from fedloom.config.yaml_document import (
     Document,
     KeyPath,
@@ -167,8 +167,8 @@ def load_grid(
     published = _published(document, labels, mistakes)
     if not axes and not mistakes:
         for key in document.value:
-            if key not in Experiment.model_fields and (meant := nearest(str(key), SWEEP_KEYS)) is not None:
-                message = f"{key} is not a known key. Did you mean {meant}?"
+            if key not in Experiment.model_fields and (guess := did_you_mean(str(key), SWEEP_KEYS)):
+                message = f"{key} is not a known key{guess}"
                 raise UserError(
                     error_text(document.source, [Mistake(document.place((key,), of_key=True), message)])
                 )
