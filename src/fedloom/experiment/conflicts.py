@@ -27,7 +27,7 @@ def conflicts_of(experiment: ExperimentBase) -> Iterator[Conflict]:
 
     data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
     clients, sets = scenario.clients, experiment.datasets
-    federated = [name for name in experiment.methods if experiment.method(name).federated]
+    federated = experiment.federated_methods
     if data.root is None and not rootless(data.name, sets):
         message = f"data.root is missing; data.name {data.name} needs the folder of its examples"
         yield Conflict(("data", "root"), message, (("data", "name"),))

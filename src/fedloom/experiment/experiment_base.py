@@ -75,10 +75,14 @@ class ExperimentBase(Pluggable):
         return parse_method(name, self.entries)
 
     @property
+    def federated_methods(self) -> tuple[str, ...]:
+        """The methods that train with clients and a server, in the order of `methods`."""
+        return tuple(name for name in self.methods if self.method(name).federated)
+
+    @property
     def exported(self) -> str | None:
         """The method whose adapter is exported, or None where no method is federated."""
-        federated = (name for name in self.methods if self.method(name).federated)
-        return self.main or next(federated, None)
+        return self.main or next(iter(self.federated_methods), None)
 
     def arguments(self, name: str) -> Mapping[str, Argument]:
         """Return the arguments of an algorithm or a part: those that are given, else the mode's own."""

@@ -160,9 +160,9 @@ class Clients:
 def open_clients(experiment: Experiment, method: str | None = None) -> Iterator[Clients]:
     """Load data and model and yield the clients; see `fedloom.open_clients`."""
     name = experiment.exported if method is None else method
-    if name is None or name not in experiment.methods or not experiment.method(name).federated:
-        federated = ", ".join(one for one in experiment.methods if experiment.method(one).federated)
-        advice = f"choose one of {federated}" if federated else "none of its methods is"
+    federated = experiment.federated_methods
+    if name not in federated:
+        advice = f"choose one of {', '.join(federated)}" if federated else "none of its methods is"
         raise UserError(f"method: {name!r} is no federated method of this experiment; {advice}")
     if len(stages_of(experiment)) > 1:
         raise UserError(

@@ -86,15 +86,16 @@ def installed() -> list[str]:
 
 
 def shorten(experiment: Experiment) -> Experiment:
-    """Return an experiment's federated methods for two rounds without evaluation, one client at a time with one thread.
+    """Return an experiment for two rounds without evaluation, one client at a time with one thread.
+
+    It keeps baselines among its methods, since methods with answers of their own need them; no baseline is trained.
 
     Raises:
         UserError: It has no federated method.
     """
     from fedloom.tuning.strategies import SEQUENCES
 
-    methods = tuple(name for name in experiment.methods if experiment.method(name).federated)
-    if not methods:
+    if not experiment.federated_methods:
         raise UserError("methods: none of them is federated, so nothing is sent between server and clients")
     rounds = max(ROUNDS, len(SEQUENCES[experiment.strategy.name]))
     changes: dict[str, dict[str, Any]] = {
@@ -105,7 +106,7 @@ def shorten(experiment: Experiment) -> Experiment:
         "engine": {"side_by_side": 1, "compile": False},
     }
     sections = {key: getattr(experiment, key).model_copy(update=value) for key, value in changes.items()}
-    return experiment.model_copy(update={**sections, "methods": methods, "main": None})
+    return experiment.model_copy(update=sections)
 
 
 def _here(backend: str, workers: int, experiment: Experiment, models: Models, progress: Progress) -> Digests:
@@ -178,9 +179,9 @@ def _site_process(
 
 
 def _train(context: RunContext, memories: Sequence[Path]) -> Digests:
-    """Train all methods of a run; clients' memories are below the folders `memories`."""
+    """Train all federated methods of a run; clients' memories are below the folders `memories`."""
     digests, clients = dict[str, str](), range(len(context.plan.clients))
-    for name in context.experiment.methods:
+    for name in context.experiment.federated_methods:
         method = context.experiment.method(name)
         (training_state,) = train_method(context, method, name, [(None, clients)])
         digests[name] = digest(training_state, *(folder / name / MEMORY for folder in memories))

@@ -111,7 +111,7 @@ def predict(
         speed: See `machine_speed`.
         program: Bytes of this process without the model.
     """
-    federated = [name for name in experiment.methods if experiment.method(name).federated]
+    federated = experiment.federated_methods
     described = described_method(experiment)
     weights = weight_bytes(site.tuned.vlm, precision_here(experiment), experiment.model.quantize)
     groups = {} if described is None else group_clients(site, described)
@@ -153,7 +153,7 @@ def described_method(experiment: Experiment) -> str | None:
     """Return the method whose training is described: the first federated one, or else a baseline; None if none trains."""
     methods = {name: experiment.method(name) for name in experiment.methods}
     kinds = [
-        [name for name, one in methods.items() if one.federated],
+        experiment.federated_methods,
         *([name for name, one in methods.items() if one.base == base] for base in BASELINES_TRAINED),
     ]
     return next((name for names in kinds for name in names), None)
