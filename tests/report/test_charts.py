@@ -17,7 +17,19 @@ from fedloom.report.confidence_intervals import interval
 from fedloom.report.pareto_chart import pareto_front
 from fedloom.report.run_page import CHARTS
 from fedloom.report.run_results import read_run
-from fedloom.report.svg_elements import clip, legend, scale, spread, tag, text, text_width, thin, ticks
+from fedloom.report.svg_elements import (
+    SMALL,
+    clip,
+    legend,
+    row_name,
+    scale,
+    spread,
+    tag,
+    text,
+    text_width,
+    thin,
+    ticks,
+)
 from fedloom.report.tables import is_federated, label, percent
 
 POSITIONS = st.lists(st.floats(-100, 400), min_size=1, max_size=12)
@@ -196,6 +208,26 @@ def test_clipped_text_fits(text, width):
     shown = clip(text, width)
     assert text_width(shown) <= width
     assert shown == text or shown.endswith("…")
+
+
+def shown_lines(drawn):
+    return [
+        (part.text or "", float(part.attrib["y"])) for part in ElementTree.fromstring(f"<svg>{drawn}</svg>")
+    ]
+
+
+@given(st.text("abc +<", min_size=1, max_size=80), st.floats(40, 300))
+def test_names_of_rows_fit_in_one_line_or_two(name, width):
+    lines = shown_lines(row_name(width, 12.0, name, width))
+    assert len(lines) <= 2
+    assert all(0 < y < 24 and text_width(part, SMALL) <= width for part, y in lines)
+    if not lines[-1][0].endswith("…"):
+        assert " ".join(part for part, _ in lines).split() == name.split()
+
+
+def test_the_longest_names_of_methods_are_shown_whole():
+    for name in ("FedAvg + pooled + own prior", "FedAvg + averaged with lone model + own prior"):
+        assert " ".join(part for part, _ in shown_lines(row_name(180.0, 12.0, name, 180.0))) == name
 
 
 @given(st.floats(0, 1), st.integers(1, 10**6))

@@ -25,6 +25,7 @@ from fedloom.report.svg_elements import (
     line,
     path,
     rect,
+    row_name,
     scale,
     shift,
     spread,
@@ -259,10 +260,7 @@ def slice_bars(run: Run, width: float) -> Markup:
         body.append(shift(left, top, _panel(run, name, bars, room - 40, row, head)))
         if index == 0 or across == 1:
             rows = enumerate(run.scores)
-            drawn = [
-                text(names - 10, head + row * n + 15, clip(short_label(m), names), None, "end")
-                for n, m in rows
-            ]
+            drawn = [row_name(names - 10, head + row * n + 11, short_label(m), names - 10) for n, m in rows]
             body.append(shift(0, top, *drawn))
     total = height if across > 1 else (height + 22) * len(panels)
     description = "; ".join(
@@ -332,10 +330,12 @@ def client_dots(run: Run, width: float) -> Markup:
     x = scale(marks[0][0], max(marks[-1][0], max(seen)), left, width - 16)
     body, top = [], 8.0
     for method, dots in rows.items():
-        name = clip(short_label(method), 210 if wide else width)
+        name = short_label(method)
         strip, height = _strip(dots, x, radius)
         middle = top + height / 2 + (0 if wide else 16)
-        at_side = text(left - 26, middle + 4, name, None, "end") if wide else text(0, top + 16, name)
+        at_side = (
+            row_name(left - 26, middle, name, left - 26) if wide else text(0, top + 16, clip(name, width))
+        )
         row = [line(left, 0, width - 16, 0, "grid"), strip]
         body += [at_side, shift(0, middle, tag("g", *row, style=color_style(method, list(run.scores))))]
         top += height + (0 if wide else 16)

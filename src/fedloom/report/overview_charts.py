@@ -15,7 +15,7 @@ from fedloom.report.federation_gain import main_score, tasks_in
 from fedloom.report.findings import independent, is_share_of_questions
 from fedloom.report.run_results import Run, number
 from fedloom.report.shared_scores import for_everybody, shared_model
-from fedloom.report.svg_elements import clip, drawing, line, scale, shift, tag, text, text_width
+from fedloom.report.svg_elements import clip, drawing, line, row_name, scale, shift, tag, text, text_width
 from fedloom.report.tables import label, percent, signed
 from fedloom.report.verdict_tables import interval_text, name_in
 
@@ -102,7 +102,7 @@ def overview(rows: Sequence[Row], methods: Sequence[str], width: float) -> Marku
         body.append(shift(*at, _panel(rows, panel, methods, x, marks)))
         if place == 0 or not wide:
             body += [
-                text(left - 12, at[1] + HEAD + ROW * k + 16, clip(row.name, left - 12), None, "end")
+                row_name(left - 12, at[1] + HEAD + ROW * k + 12, row.name, left - 12)
                 for k, row in enumerate(rows)
             ]
     height = tall if wide else (tall + 12) * len(shown) - 12

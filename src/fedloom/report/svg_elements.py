@@ -9,6 +9,9 @@ from markupsafe import Markup, escape
 
 Point = tuple[float, float]
 
+SMALL = 11.0
+"""Font size of names that take two lines, pixels."""
+
 
 def tag(name: str, *children: object, **attributes: object) -> Markup:
     """Write one element. Text and attribute values are escaped; `Markup` is not.
@@ -140,6 +143,21 @@ def clip(text: str, width: float, points: float = 12) -> str:
     while text and text_width(text + "…", points) > width:
         text = text[:-1]
     return text.rstrip() + "…"
+
+
+def row_name(x: float, middle: float, name: str, width: float) -> Markup:
+    """Write the name of a row, which ends at x, around `middle`: at most `width` pixels wide, if need be in two smaller lines."""
+    if text_width(name) <= width:
+        return text(x, middle + 4, name, None, "end")
+    first, rest = "", name.split(" ")
+    while rest and text_width(longer := f"{first} {rest[0]}".strip(), SMALL) <= width:
+        first, rest = longer, rest[1:]
+    lines = [part for part in (first, clip(" ".join(rest), width, SMALL)) if part]
+    heights = (middle + 4,) if len(lines) == 1 else (middle - 1.5, middle + 9.5)
+    return Markup("").join(
+        tag("text", part, x=float(x), y=y, text_anchor="end", style=f"font-size:{SMALL:g}px")
+        for part, y in zip(lines, heights, strict=True)
+    )
 
 
 def legend(entries: Sequence[tuple[Markup, str]], width: float, mark: float = 16) -> tuple[Markup, float]:

@@ -9,11 +9,11 @@ from markupsafe import Markup
 from fedloom.report.charts import short_label
 from fedloom.report.run_results import Run, at, number
 from fedloom.report.svg_elements import (
-    clip,
     drawing,
     legend,
     line,
     rect,
+    row_name,
     scale,
     shift,
     tag,
@@ -75,7 +75,7 @@ def time_bars(run: Run, width: float) -> Markup:
         body.append(text(names + x(mark), bottom + 16, f"{mark:g} s", "muted", "middle"))
     for index, (method, timers) in enumerate(methods.items()):
         top = below + 10 + row * index
-        body.append(text(names - 10, top + 14, clip(short_label(method), names), None, "end"))
+        body.append(row_name(names - 10, top + 10, short_label(method), names - 10))
         body.append(shift(names, top, _bar(method, timers, x(1) - x(0))))
         body.append(text(names + x(totals[method]) + 6, top + 14, seconds(totals[method])))
     description = "; ".join(f"{label(method)}: {seconds(total)}" for method, total in totals.items())
