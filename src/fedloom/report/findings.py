@@ -139,7 +139,7 @@ def chance_sentences(result: Json, questions: float | None) -> list[str]:
     low, high = interval(value, count)
     fewer = "" if round(count) >= questions else f" (as informative as {count:,.0f} independent ones)"
     return [
-        f"On {questions:,.0f} test question{'' if questions == 1 else 's'}{fewer} the 95% confidence interval (Wilson) of "
+        f"On {questions:,.0f} test question{'' if questions == 1 else 's'}{fewer} the 95 % confidence interval (Wilson) of "
         f"{_possessor(result, method)} {percent(value)}% is {percent(low)} to {percent(high)}%. Differences below about "
         f"{percent(margin(value, value, count))} points are not significant. Scores also vary by seed, which one "
         "run cannot show."
@@ -264,7 +264,7 @@ def _gain_clause(verdict: Verdict | None) -> str:
     if verdict is None or len(verdict.gains) < 2:
         return ""
     low, high = verdict.interval or (None, None)
-    bounds = "" if low is None else f" (95% confidence interval {signed(low)} to {signed(high)})"
+    bounds = "" if low is None else f" (95 % confidence interval {signed(low)} to {signed(high)})"
     return (
         f"; the mean gain is {signed(verdict.mean)} points{bounds}, that of the bottom fifth "
         f"{signed(verdict.bottom_fifth)}"
