@@ -144,8 +144,10 @@ def _over_flower(experiment: Experiment, models: Models, progress: Progress) -> 
         for name, own in held.items():
             live.enter_context(_site_process(name, own, folder / name, address.port, chosen.plugins))
         federation.enroll()
-        context = replace(context, remote=live.enter_context(attach(federation, [], context)))
-        return _train(context, [memory_folder(folder / name, chosen) for name in held])
+        context = replace(context, remote=attach(federation, [], context))
+        digests = _train(context, [memory_folder(folder / name, chosen) for name in held])
+        federation.leave()
+        return digests
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,9 +93,9 @@ class RemoteSites:
     """Sites on other machines.
 
     Attributes:
-        connect: Run context → the backend that reaches the sites while the run lasts.
+        connect: Run context → the backend that reaches the sites.
         data: What the server knows about their data, with its own test part; None if the experiment's data are theirs.
     """
 
-    connect: Callable[[RunContext], AbstractContextManager[Backend]]
+    connect: Callable[[RunContext], Backend]
     data: DataSet | None = None

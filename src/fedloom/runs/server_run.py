@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from fedloom.runs.site_setup import algorithm_of, trains_at_sites
 from fedloom.runs.train_in_backend import local_backend, show_updates
 from fedloom.scenarios.declared_examples import blank_examples, clients_by_site
 from fedloom.system.errors import UserError
-from fedloom.system.json_files import read_json
+from fedloom.system.json_files import read_json, write_atomic
 from fedloom.system.progress import Progress
 from fedloom.types import DataSet, Example
 from fedloom.version import __version__
@@ -59,6 +59,12 @@ OWN_MODELS = (
     "methods: with {} clients keep models of their own, which never leave their sites and so cannot be scored on the "
     "server's test part; add --scores sites, so that each site scores models on its own"
 )
+
+SITES_KNOW = "sites-know"
+"""File in the folder of Flower's files that is there once the sites of a finished run were told that it is over."""
+
+LAST_JOIN_SECONDS = 60.0
+"""Seconds for which the server of a finished run waits for sites that may not know that it is over."""
 
 Events = list[tuple[str, Mapping[str, Any]]]
 """Events at sites before the run's log is open: their kinds and figures."""
@@ -90,21 +96,32 @@ def serve_experiment(
     """
     require_flower()
     experiment = experiment if sites is None else over_sites(experiment, sites, scores)
-    if folder_state(out, experiment) == "finished":
-        if sites is None:
-            return run_experiment(experiment, out, progress)
-        return read_json(out / RESULT, {"scores": dict})
-    events = Events()
+    finished = folder_state(out, experiment) == "finished"
+    if not finished or _sites_wait(out):
+        terms = replace(terms, join=min(terms.join, LAST_JOIN_SECONDS)) if finished else terms
+        events = Events()
 
-    def note(kind: str, figures: Mapping[str, Any]) -> None:
-        events.append((kind, figures))
-        text = ", ".join(f"{key} {value}" for key, value in figures.items() if not isinstance(value, Mapping))
-        progress.message(f"{kind}: {text}")
+        def note(kind: str, figures: Mapping[str, Any]) -> None:
+            events.append((kind, figures))
+            text = ", ".join(
+                f"{key} {value}" for key, value in figures.items() if not isinstance(value, Mapping)
+            )
+            progress.message(f"{kind}: {text}")
 
-    with open_federation(
-        experiment, out / FLOWER, address, terms, note, progress.message, own_data=sites is not None
-    ) as federation:
-        return run_over(federation, experiment, out, progress, events, scores)
+        with open_federation(
+            experiment, out / FLOWER, address, terms, note, progress.message, own_data=sites is not None
+        ) as federation:
+            if not finished:
+                return run_over(federation, experiment, out, progress, events, scores)
+            progress.message(
+                f"the run is finished; waiting for sites that do not know, for at most {terms.join:g} s"
+            )
+            with suppress(UserError):  # those that know do not come
+                federation.enroll()
+            _end_federation(federation, out)
+    if sites is None:
+        return run_experiment(experiment, out, progress)
+    return read_json(out / RESULT, {"scores": dict})
 
 
 def run_over(
@@ -134,7 +151,21 @@ def run_over(
     federation.enroll()
     data = _declared_data(experiment, federation, here=scores == "here") if federation.own_data else None
     remote = RemoteSites(partial(attach, federation, events), data)
-    return run_experiment(experiment, out, progress, remote=remote)
+    result = run_experiment(experiment, out, progress, remote=remote)
+    _end_federation(federation, out)
+    return result
+
+
+def _end_federation(federation: Federation, out: Path) -> None:
+    """Tell the sites that the run is over. It must be finished, for a server that is killed before needs them again."""
+    federation.leave()
+    if (out / FLOWER).is_dir():
+        write_atomic(out / FLOWER / SITES_KNOW, b"")
+
+
+def _sites_wait(out: Path) -> bool:
+    """Whether sites of a finished run may not know that it is over, because its server ended before it could say so."""
+    return (out / FLOWER).is_dir() and not (out / FLOWER / SITES_KNOW).exists()
 
 
 @contextmanager
@@ -177,9 +208,8 @@ def open_federation(
         yield Federation(link, begin, clients, terms, note, own_data=own_data, methods=methods)
 
 
-@contextmanager
-def attach(federation: Federation, events: Events, context: RunContext) -> Iterator[Backend]:
-    """Attach a federation to a run: its events go into the run's log, and sites learn at the end that the run is over.
+def attach(federation: Federation, events: Events, context: RunContext) -> Backend:
+    """Attach a federation to a run, into whose log its events go, and return it.
 
     Args:
         federation: The federation, which all sites have joined.
@@ -200,8 +230,7 @@ def attach(federation: Federation, events: Events, context: RunContext) -> Itera
         if context.data.test:
             _require_global_models(context)
         federation.number_clients(clients_by_site(context.plan, context.data.train))
-    yield federation
-    federation.leave()
+    return federation
 
 
 def _tls_contexts(security: Security) -> tuple[ssl.SSLContext, ssl.SSLContext]:

@@ -173,7 +173,7 @@ def _run_methods(
         if remote is None:
             record_prediction(context)
         if remote is not None:
-            context = replace(context, remote=live.enter_context(remote.connect(context)))
+            context = replace(context, remote=remote.connect(context))
         results = {name: run_method(context, name) for name in experiment.methods}
         certainty = _certainty(context, experiment.methods)
         if main is not None:
