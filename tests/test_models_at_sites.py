@@ -16,6 +16,8 @@ from tests.test_own_data import HELD, records, write
 
 from fedloom.engine.flower_processes import Security
 from fedloom.experiment.experiment import Experiment
+from fedloom.report.compare_page import render_comparison
+from fedloom.report.run_results import Run, read_run
 from fedloom.runs.server_run import begin_message, over_sites
 from fedloom.runs.single_run import run_experiment
 from fedloom.runs.site_run import SiteOptions, resident_site
@@ -112,6 +114,21 @@ def values(file: Path, name: str) -> torch.Tensor:
 
 def told_scores(result: Any, method: str) -> dict[str, Any]:
     return result["scores"][method]
+
+
+def test_no_report_names_a_global_test_set_where_sites_test_models(tiny_model: Path, tmp_path: Path) -> None:
+    runs = list[Run]()
+    for seed in (0, 1):
+        (place := tmp_path / str(seed)).mkdir()
+        experiment = experiment_of(
+            tiny_model, tmp_path / "nowhere", ("local", "fedavg", "fedavg+ditto"), seed=seed
+        )
+        run_in_one_process(experiment, sites_in(place), place / "there", "sites")
+        runs.append(read_run(place / "there"))
+    pages = [(tmp_path / "0/there/report.html").read_text(), render_comparison(runs)]
+    for page in pages:
+        assert "their own test part" in page or "own test parts" in page
+        assert "global test" not in page.lower()
 
 
 def test_each_site_scores_models_on_its_own_test_part(tiny_model: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from fedloom.report.compare_runs import (
 from fedloom.report.federation_gain import main_score, tasks_in
 from fedloom.report.findings import headline_method, run_findings, short_findings
 from fedloom.report.limits import limits
-from fedloom.report.overview_charts import Mark, Row, overview
+from fedloom.report.overview_charts import Mark, Row, overview, panel_titles
 from fedloom.report.run_results import Run, number
 from fedloom.report.seed_findings import seeds_findings
 from fedloom.report.shared_scores import for_everybody, shared_model
@@ -116,7 +116,7 @@ def _overview(group: Sequence[Run], width: float) -> Markup:
         )
         for method in methods
     ]
-    return overview(rows, methods, width)
+    return overview(rows, methods, width, panel_titles(group[0].result))
 
 
 def _marks(group: Sequence[Run], method: str) -> tuple[Mark | None, Mark | None]:

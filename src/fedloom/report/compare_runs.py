@@ -30,6 +30,7 @@ from fedloom.report.shared_scores import (
     shared_model,
 )
 from fedloom.report.significance import ClientCounts
+from fedloom.report.site_scores_table import is_tested_at_sites
 from fedloom.report.tables import MISSING, Table, is_federated, label, percent, signed, title
 from fedloom.report.verdict_tables import baseline_note
 
@@ -124,9 +125,10 @@ def experiments_tables(groups: Sequence[Sequence[Run]]) -> list[tuple[str, Table
     They have one row for each group of runs and one column for each method. A table without any figure is left out.
     """
     methods = list(dict.fromkeys(method for group in groups for run in group for method in run.scores))
-    both = any(has_both(run.scores) for group in groups for run in group)
+    at_sites = all(is_tested_at_sites(run.result) for group in groups for run in group)
+    both = any(_has_both(run) for group in groups for run in group)
     kinds = [(SHARED_MODEL, shared_model), (OWN_MODELS, own_models)]
-    kinds = kinds if both else [("Global test", for_everybody)]
+    kinds = kinds if both else [("Sites' test parts" if at_sites else "Global test", for_everybody)]
     tables = [
         (name, _experiments_table(groups, methods, lambda run, method, of=of: _main_score(run, of, method)))
         for name, of in kinds
@@ -138,6 +140,11 @@ def experiments_tables(groups: Sequence[Sequence[Run]]) -> list[tuple[str, Table
         for name, table in tables
         if any(cell != MISSING for row in table.rows for cell in row[1:])
     ]
+
+
+def _has_both(run: Run) -> bool:
+    """Whether tables have shared and own models on the global test set apart; where sites test models, there is no such set."""
+    return has_both(run.scores) and not is_tested_at_sites(run.result)
 
 
 def _experiments_table(
@@ -254,7 +261,7 @@ def _of_one_task(group: Sequence[Run]) -> dict[str, Column]:
             "Bottom fifth": (lowest, signed),
             **columns,
         }
-    if any(has_both(run.scores) for run in group):
+    if any(_has_both(run) for run in group):
         own_data = columns.pop(OWN, None)
         split = {
             SHARED_MODEL: (lambda run, method: _main_score(run, shared_model, method), percent),

@@ -13,14 +13,20 @@ from fedloom.report.client_verdicts import Verdict, own_mean
 from fedloom.report.confidence_intervals import interval
 from fedloom.report.federation_gain import main_score, tasks_in
 from fedloom.report.findings import independent, is_share_of_questions
-from fedloom.report.run_results import Run, number
+from fedloom.report.run_results import Json, Run, number
 from fedloom.report.shared_scores import for_everybody, shared_model
+from fedloom.report.site_scores_table import is_tested_at_sites
 from fedloom.report.svg_elements import clip, drawing, line, row_name, scale, shift, tag, text, text_width
 from fedloom.report.tables import label, percent, signed
 from fedloom.report.verdict_tables import interval_text, name_in
 
 ROW, HEAD, FOOT, GAP = 24.0, 26.0, 26.0, 54.0  # pixels; GAP is right of a panel and has the figure of a row
-SHARED, OWN = "Global test set", "Data like each client's own"
+Titles = tuple[str, str]
+"""What the two panels of an overview are called."""
+
+HERE: Titles = ("Global test set", "Data like each client's own")
+AT_SITES: Titles = ("Shared model at the sites", "Each site's own model")
+"""Titles where sites test models: both panels are on their own test parts."""
 
 
 class Mark(NamedTuple):
@@ -51,7 +57,12 @@ def run_overview(run: Run, width: float) -> Markup:
         Row(short_label(name), name, run_marks(run, name), shared_model(scores) is None)
         for name, scores in run.scores.items()
     ]
-    return overview(rows, list(run.scores), width)
+    return overview(rows, list(run.scores), width, panel_titles(run.result))
+
+
+def panel_titles(result: Json) -> Titles:
+    """Return the titles of the panels for a run's result."""
+    return AT_SITES if is_tested_at_sites(result) else HERE
 
 
 def run_marks(run: Run, method: str) -> tuple[Mark | None, Mark | None]:
@@ -78,13 +89,14 @@ def _mark(value: float | None, questions: float | None) -> Mark | None:
     return Mark(value, *interval(value, questions))
 
 
-def overview(rows: Sequence[Row], methods: Sequence[str], width: float) -> Markup:
+def overview(rows: Sequence[Row], methods: Sequence[str], width: float, titles: Titles = HERE) -> Markup:
     """Draw a dot with its interval for each row and panel; nothing without a score.
 
     Args:
         rows: The rows.
         methods: All methods, which determine the colors.
         width: In CSS pixels; below `NARROW` panels are stacked.
+        titles: The titles of the panels.
     """
     shown = [panel for panel in (0, 1) if any(row.marks[panel] for row in rows)]
     ends = [end for row in rows for mark in row.marks if mark for end in mark if end is not None]
@@ -99,7 +111,7 @@ def overview(rows: Sequence[Row], methods: Sequence[str], width: float) -> Marku
     tall, body = HEAD + ROW * len(rows) + FOOT, list[Markup]()
     for place, panel in enumerate(shown):
         at = (left + place * (room + GAP), 0.0) if wide else (left, place * (tall + 12))
-        body.append(shift(*at, _panel(rows, panel, methods, x, marks)))
+        body.append(shift(*at, _panel(rows, panel, titles[panel], methods, x, marks)))
         if place == 0 or not wide:
             body += [
                 row_name(left - 12, at[1] + HEAD + ROW * k + 12, row.name, left - 12)
@@ -108,7 +120,7 @@ def overview(rows: Sequence[Row], methods: Sequence[str], width: float) -> Marku
     height = tall if wide else (tall + 12) * len(shown) - 12
     described = "; ".join(
         f"{row.name}: "
-        + ", ".join(f"{(SHARED, OWN)[k].lower()} {_words(mark)}" for k, mark in enumerate(row.marks) if mark)
+        + ", ".join(f"{titles[k].lower()} {_words(mark)}" for k, mark in enumerate(row.marks) if mark)
         for row in rows
     )
     return drawing("Scores of the methods", f"In percent. {described}.", width, height, *body)
@@ -120,10 +132,15 @@ def _words(mark: Mark) -> str:
 
 
 def _panel(
-    rows: Sequence[Row], panel: int, methods: Sequence[str], x: Scale, marks: Sequence[tuple[float, str]]
+    rows: Sequence[Row],
+    panel: int,
+    title: str,
+    methods: Sequence[str],
+    x: Scale,
+    marks: Sequence[tuple[float, str]],
 ) -> Markup:
     bottom = HEAD + ROW * len(rows)
-    pieces = [text(0, 12, (SHARED, OWN)[panel], "strong")]
+    pieces = [text(0, 12, title, "strong")]
     pieces += [line(x(mark), HEAD - 4, x(mark), bottom, "grid") for mark, _ in marks]
     pieces += [text(x(mark), bottom + 17, name, "muted", "middle") for mark, name in marks]
     for k, row in enumerate(rows):

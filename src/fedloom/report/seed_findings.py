@@ -9,6 +9,7 @@ from fedloom.report.federation_gain import local_method, main_score
 from fedloom.report.findings import global_score, subject
 from fedloom.report.run_results import Json, number
 from fedloom.report.significance import ClientCounts, Estimate, estimate
+from fedloom.report.site_scores_table import tested_on
 from fedloom.report.tables import percent, signed
 
 
@@ -25,7 +26,7 @@ def seeds_findings(results: Sequence[Json], method: str | None) -> list[str]:
         return ["No federated method was scored, so there is no gain from federation to report."]
     alone = local_method(scored[0]["scores"])
     other = "" if alone is None else _alone_clause(scored, alone)
-    sentence = f"Over {reached.seeds} seeds {subject(scored[0], method)} reaches {spread(reached)} on the global test set{other}."
+    sentence = f"Over {reached.seeds} seeds {subject(scored[0], method)} reaches {spread(reached)} on {tested_on(scored[0])}{other}."
     verdicts = [verdict for result in scored if (verdict := verdict_on(result, method)) is not None]
     return [sentence, _clients_sentence(verdicts)] if verdicts else [sentence]
 
