@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from fedloom.tuning.adapters import Tuned
 
 torch.set_num_threads(1)
+
+# Shells start what runs in the background with Ctrl-C ignored, and the commands that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # `make test-slow` draws many more examples. How long one takes depends on what else the machine does.
 hypothesis.settings.register_profile("few", deadline=None, max_examples=25)
