@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from tests.engine.test_federation import Mail
 
 from fedloom.engine.federation import Federation
 from fedloom.engine.flower_processes import free_port
 from fedloom.engine.participation import WaitingTerms
+from fedloom.engine.resident_site import ResidentSite
 from fedloom.experiment.experiment import Experiment
 from fedloom.runs.server_run import Events, begin_message, over_sites, run_over
 from fedloom.runs.single_run import Result, run_experiment
@@ -216,16 +217,30 @@ def run_in_one_process(
         The result, and all lines that sites showed.
     """
     told, events = list[str](), Events()
-    mail = Mail({number: resident_site(one, told.append) for number, one in enumerate(sites, 1)})
+    there = {number: resident_site(one, told.append) for number, one in enumerate(sites, 1)}
     over = over_sites(experiment, len(sites), scores)
-    federation = Federation(
+    federation = federation_of(over, there, lambda kind, figures: events.append((kind, figures)))
+    return run_over(federation, over, out, Progress(None), events, scores), told
+
+
+def federation_of(
+    over: Experiment, there: dict[int, ResidentSite], note: Callable[[str, Mapping[str, Any]], None]
+) -> Federation:
+    """Return a federation of sites with data of their own that are in this process.
+
+    Args:
+        over: The experiment as `over_sites` returns it.
+        there: Number of a node → the site behind it.
+        note: Called with the kind and the figures of each event at sites.
+    """
+    mail = Mail(there)
+    return Federation(
         mail,
         begin_message(over, own_data=True),
-        len(sites),
+        over.scenario.clients,
         WaitingTerms(),
-        lambda kind, figures: events.append((kind, figures)),
+        note,
         own_data=True,
         now=lambda: mail.time,
         pause=mail.pause,
     )
-    return run_over(federation, over, out, Progress(None), events, scores), told

@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from tests.engine.test_federation import Mail
-from tests.federated import run_in_one_process
+from tests.federated import federation_of, run_in_one_process
 from tests.test_models_at_sites import experiment_of, sites_in
 
 from fedloom.engine.federation import Federation
@@ -16,7 +16,7 @@ from fedloom.engine.flower_processes import Security
 from fedloom.engine.participation import WaitingTerms
 from fedloom.runs import server_run
 from fedloom.runs.run_folder import FLOWER, folder_state
-from fedloom.runs.server_run import ListenAddress, begin_message, over_sites, serve_experiment
+from fedloom.runs.server_run import ListenAddress, over_sites, serve_experiment
 from fedloom.runs.site_run import resident_site
 from fedloom.system.progress import Progress
 
@@ -26,11 +26,8 @@ ADDRESS = ListenAddress("127.0.0.1", 1, Security())
 def test_sites_are_told_of_the_end_when_nothing_is_left_to_do(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment, out, states = (
-        experiment_of(tiny_model, tmp_path / "nowhere", ("fedavg",)),
-        tmp_path / "there",
-        [],
-    )
+    experiment, out = experiment_of(tiny_model, tmp_path / "nowhere", ("fedavg",)), tmp_path / "there"
+    states = list[str]()
     over = over_sites(experiment, 3, "sites")
     monkeypatch.setattr(Federation, "leave", lambda self: states.append(folder_state(out, over)))
     run_in_one_process(experiment, sites_in(tmp_path), out, "sites")
@@ -42,13 +39,11 @@ def test_a_server_that_was_killed_before_it_told_its_sites_tells_those_that_come
     gone: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment, out = experiment_of(tiny_model, tmp_path / "nowhere", ("fedavg",)), tmp_path / "there"
-    monkeypatch.setattr(server_run, "require_flower", lambda: None)
     (out / FLOWER).mkdir(parents=True)
-    monkeypatch.setattr(Federation, "leave", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     sites = sites_in(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Federation, "leave", Mock(side_effect=KeyboardInterrupt))
         run_in_one_process(experiment, sites, out, "sites")
-    monkeypatch.undo()
     monkeypatch.setattr(server_run, "require_flower", lambda: None)
 
     told, opened = list[str](), []
@@ -59,9 +54,7 @@ def test_a_server_that_was_killed_before_it_told_its_sites_tells_those_that_come
     ):
         opened.append(terms)
         there = {number: resident_site(one, told.append) for number, one in enumerate(sites[gone:], 1)}
-        mail = Mail(there)
-        begin = begin_message(experiment, own_data=True)
-        yield Federation(mail, begin, 3, terms, note, own_data=True, now=lambda: mail.time, pause=mail.pause)
+        yield federation_of(experiment, there, note)
 
     monkeypatch.setattr(server_run, "open_federation", open_federation)
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}

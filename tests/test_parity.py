@@ -132,7 +132,7 @@ def test_all_algorithms_and_parts_are_compared() -> None:
 def test_two_rounds_of_what_is_federated_are_compared() -> None:
     value = Experiment(methods=["zero-shot", "local", "fedavg", "centralized"], train={"rounds": 9})
     short = shorten(value)
-    assert (short.train.rounds, short.model.threads) == (2, 1)
+    assert (short.federated_methods, short.train.rounds, short.model.threads) == (("fedavg",), 2, 1)
     with pytest.raises(UserError, match="none of them is federated"):
         shorten(Experiment(methods=["zero-shot", "local"]))
 

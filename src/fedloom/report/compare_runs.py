@@ -19,13 +19,12 @@ from fedloom.report.federation_gain import (
 )
 from fedloom.report.findings import gap_share
 from fedloom.report.run_results import Json, Run, at, number
-from fedloom.report.score_tables import OWN, task_heads
+from fedloom.report.score_tables import OWN, splits_global_test, task_heads
 from fedloom.report.shared_scores import (
     OWN_DATA,
     OWN_MODELS,
     SHARED_MODEL,
     for_everybody,
-    has_both,
     own_models,
     shared_model,
 )
@@ -126,7 +125,7 @@ def experiments_tables(groups: Sequence[Sequence[Run]]) -> list[tuple[str, Table
     """
     methods = list(dict.fromkeys(method for group in groups for run in group for method in run.scores))
     at_sites = all(is_tested_at_sites(run.result) for group in groups for run in group)
-    both = any(_has_both(run) for group in groups for run in group)
+    both = any(splits_global_test(run.result) for group in groups for run in group)
     kinds = [(SHARED_MODEL, shared_model), (OWN_MODELS, own_models)]
     kinds = kinds if both else [("Sites' test parts" if at_sites else "Global test", for_everybody)]
     tables = [
@@ -140,11 +139,6 @@ def experiments_tables(groups: Sequence[Sequence[Run]]) -> list[tuple[str, Table
         for name, table in tables
         if any(cell != MISSING for row in table.rows for cell in row[1:])
     ]
-
-
-def _has_both(run: Run) -> bool:
-    """Whether tables have shared and own models on the global test set apart; where sites test models, there is no such set."""
-    return has_both(run.scores) and not is_tested_at_sites(run.result)
 
 
 def _experiments_table(
@@ -261,7 +255,7 @@ def _of_one_task(group: Sequence[Run]) -> dict[str, Column]:
             "Bottom fifth": (lowest, signed),
             **columns,
         }
-    if any(_has_both(run) for run in group):
+    if any(splits_global_test(run.result) for run in group):
         own_data = columns.pop(OWN, None)
         split = {
             SHARED_MODEL: (lambda run, method: _main_score(run, shared_model, method), percent),

@@ -146,7 +146,7 @@ def _of_one_task(result: Json, compared: Json) -> tuple[tuple[str, ...], Cells]:
         if best is not None and worst is not None and cells[method]:
             first, *others = cells[method]
             cells[method] = (f"{first} ({percent(best)}–{percent(worst)})", *others)
-    if has_both(scores) and not is_tested_at_sites(result):
+    if splits_global_test(result):
         split = {
             method: (
                 percent(number(shared_model(entry), main)),
@@ -170,6 +170,11 @@ def _task_name(task: str) -> str:
 def _title(task: str, name: str) -> str:
     """Return the display name of a score; the accuracy of boxes is named by its threshold."""
     return title(f"{name}@0.5" if (task, name) == ("grounding", "accuracy") else name)
+
+
+def splits_global_test(result: Json) -> bool:
+    """Whether tables have columns for shared and for own models on the global test set; where sites test, there is no such set."""
+    return has_both(result["scores"]) and not is_tested_at_sites(result)
 
 
 OWN = "Own data"

@@ -97,31 +97,35 @@ def serve_experiment(
     require_flower()
     experiment = experiment if sites is None else over_sites(experiment, sites, scores)
     finished = folder_state(out, experiment) == "finished"
-    if not finished or _sites_wait(out):
-        terms = replace(terms, join=min(terms.join, LAST_JOIN_SECONDS)) if finished else terms
-        events = Events()
+    if finished and not _sites_wait(out):
+        return _finished_result(experiment, out, progress, own_data=sites is not None)
+    terms = replace(terms, join=min(terms.join, LAST_JOIN_SECONDS)) if finished else terms
+    events = Events()
 
-        def note(kind: str, figures: Mapping[str, Any]) -> None:
-            events.append((kind, figures))
-            text = ", ".join(
-                f"{key} {value}" for key, value in figures.items() if not isinstance(value, Mapping)
-            )
-            progress.message(f"{kind}: {text}")
+    def note(kind: str, figures: Mapping[str, Any]) -> None:
+        events.append((kind, figures))
+        text = ", ".join(f"{key} {value}" for key, value in figures.items() if not isinstance(value, Mapping))
+        progress.message(f"{kind}: {text}")
 
-        with open_federation(
-            experiment, out / FLOWER, address, terms, note, progress.message, own_data=sites is not None
-        ) as federation:
-            if not finished:
-                return run_over(federation, experiment, out, progress, events, scores)
-            progress.message(
-                f"the run is finished; waiting for sites that do not know, for at most {terms.join:g} s"
-            )
-            with suppress(UserError):  # those that know do not come
-                federation.enroll()
-            _end_federation(federation, out)
-    if sites is None:
-        return run_experiment(experiment, out, progress)
-    return read_json(out / RESULT, {"scores": dict})
+    with open_federation(
+        experiment, out / FLOWER, address, terms, note, progress.message, own_data=sites is not None
+    ) as federation:
+        if not finished:
+            return run_over(federation, experiment, out, progress, events, scores)
+        progress.message(
+            f"the run is finished; waiting at most {terms.join:g} s for sites that were not told"
+        )
+        with suppress(UserError):  # those that were told do not come
+            federation.enroll()
+        _end_federation(federation, out)
+    return _finished_result(experiment, out, progress, own_data=sites is not None)
+
+
+def _finished_result(experiment: Experiment, out: Path, progress: Progress, *, own_data: bool) -> Result:
+    """Return the result of a finished run, whose inputs are checked if its data are here."""
+    return (
+        read_json(out / RESULT, {"scores": dict}) if own_data else run_experiment(experiment, out, progress)
+    )
 
 
 def run_over(
@@ -157,7 +161,7 @@ def run_over(
 
 
 def _end_federation(federation: Federation, out: Path) -> None:
-    """Tell the sites that the run is over. It must be finished, for a server that is killed before needs them again."""
+    """Tell the sites that a finished run is over; before it is finished, a server that is killed would need them again."""
     federation.leave()
     if (out / FLOWER).is_dir():
         write_atomic(out / FLOWER / SITES_KNOW, b"")
