@@ -22,7 +22,7 @@ from fedloom.report.sweeps.sweep_page import render_sweep
 from fedloom.report.sweeps.sweep_results import SEED, CellRun, SweepRun, mean_over_seeds
 from fedloom.report.sweeps.sweep_tables import global_tables
 from fedloom.report.sweeps.sweep_verdicts import own_table, verdict_table
-from fedloom.report.tables import Table, label, signed
+from fedloom.report.tables import MISSING, Table, label, signed
 from fedloom.system.json_files import read_json, write_atomic
 
 REPEAT = "train.repeat"
@@ -211,6 +211,83 @@ def setting_table(sweep: SweepRun, method: str, alone: str) -> Table:
     return Table(("Setting", "Shared model", "Mean gain", COUNTS, "Worst", "Bottom fifth"), tuple(rows))
 
 
+def kind_of(setting: tuple[str, ...]) -> str:
+    """Return the kind of a setting: what stands before the first hyphen of its label, such as "missing" of "missing-30"."""
+    return setting[0].partition("-")[0] if setting else "all"
+
+
+def by_kind(gains: Sequence[ClientGain]) -> dict[str, list[ClientGain]]:
+    """Return the gains of each kind of setting, kinds in the order of their first setting."""
+    found: dict[str, list[ClientGain]] = {}
+    for gain in gains:
+        found.setdefault(kind_of(gain.setting), []).append(gain)
+    return found
+
+
+def kinds_of(sweep: SweepRun) -> list[str]:
+    """Return the kinds of a sweep's settings, in the order of its cells."""
+    return list(dict.fromkeys(kind_of(setting_of(cell)) for cell in sweep.cells))
+
+
+def kind_table(sweep: SweepRun, alone: str) -> Table:
+    """Return what each method brings clients over a baseline, by kind of setting."""
+    rows, kinds = list[tuple[str, ...]](), kinds_of(sweep)
+    for method in sweep.methods:
+        found = {} if method == alone else by_kind(gains_of(sweep, method, alone))
+        about = {kind: summary(gains) for kind, gains in found.items()}
+        if about:
+            texts = {kind: f"{one['Mean gain']}; {one[COUNTS]}" for kind, one in about.items()}
+            rows.append((label(method), *(texts.get(kind, MISSING) for kind in kinds)))
+    return Table(("Method", *map(str.capitalize, kinds)), tuple(rows))
+
+
+def part_table(sweep: SweepRun, alone: str) -> Table:
+    """Return what each part adds to a method: each two methods that differ in one part, compared client by client."""
+    rows, kinds = list[tuple[str, ...]](), kinds_of(sweep)
+    for method, without, part in pairs_of(sweep.methods):
+        before = {gain[:3]: gain.mean for gain in gains_of(sweep, without, alone)}
+        gains = [
+            gain._replace(gains=(gain.mean - before[gain[:3]],))
+            for gain in gains_of(sweep, method, alone)
+            if gain[:3] in before
+        ]
+        if gains:
+            about, found = summary(gains), by_kind(gains)
+            means = (estimate_text(over_seeds(found.get(kind, ())), "+") for kind in kinds)
+            rows.append((part, label(without), about["Mean gain"], *means, about[COUNTS], about["Worst"]))
+    heads = ("Part", "Added to", "All", *map(str.capitalize, kinds), COUNTS, "Worst")
+    return Table(heads, tuple(rows), left=2)
+
+
+def pairs_of(methods: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return each method, another one that is the same without one part, and that part; training alone is what others are compared with."""
+    found = []
+    for method in methods:
+        base, *parts = method.split("+")
+        for part in parts if base != "local" else ():
+            without = "+".join([base, *(other for other in parts if other != part)])
+            if without in methods:
+                found.append((method, without, part))
+    return found
+
+
+def size_table(value: Json, sweep: SweepRun, method: str, alone: str) -> Table:
+    """Return the gains of a method by the number of examples that a client holds, in four groups with about as many clients each."""
+    examples = {
+        (setting_of(cell), cell.values[SEED], client): count
+        for cell in sweep.cells
+        for client, count in enumerate(value["cells"][cell.name]["examples"])
+    }
+    gains = gains_of(sweep, method, alone)
+    sizes = sorted(examples[gain[:3]] for gain in gains)
+    starts = sorted({sizes[len(sizes) * quarter // 4] for quarter in range(4)})
+    rows = list[tuple[str, ...]]()
+    for start, end in zip(starts, [*starts[1:], sizes[-1] + 1], strict=True):
+        group = [gain for gain in gains if start <= examples[gain[:3]] < end]
+        rows.append((f"{start} to {end - 1}", *summary(group).values()))
+    return Table(("Examples", "Mean gain", COUNTS, "Worst", "Bottom fifth"), tuple(rows))
+
+
 def markdown(table: Table) -> str:
     """Return a table as Markdown, with its note below."""
     rule = ["---" if column < table.left else "---:" for column in range(len(table.columns))]
@@ -218,13 +295,19 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"
 
 
-def tables(sweep: SweepRun, method: str | None) -> Iterator[tuple[str, Table]]:
-    """Yield the title and the table of everything that is printed."""
+def tables(value: Json, method: str | None) -> Iterator[tuple[str, Table]]:
+    """Yield the title and the table of everything that is printed of a collected grid."""
+    sweep = sweep_of(value)
     yield from global_tables(sweep)
-    for alone in [name for name in sweep.methods if name in ("local", "local+finetune")]:
+    baselines = [name for name in sweep.methods if name in ("local", "local+finetune")]
+    for alone in baselines:
         yield f"Gains over {label(alone)}", gain_table(sweep, alone)
+        yield f"Gains over {label(alone)}, by kind of setting", kind_table(sweep, alone)
         if method is not None:
             yield f"{label(method)} over {label(alone)}", setting_table(sweep, method, alone)
+            yield f"{label(method)} over {label(alone)}, by size", size_table(value, sweep, method, alone)
+    if baselines:
+        yield "What each part adds", part_table(sweep, baselines[0])
     for name, found in (("Own data", own_table(sweep)), ("Clients", verdict_table(sweep))):
         if found is not None:
             yield name, found
@@ -239,11 +322,11 @@ def main() -> None:
     parser.add_argument("--method", help="method whose gains are printed by setting")
     parser.add_argument("--page", type=Path, help="HTML file to write")
     options = parser.parse_args()
-    sweep = sweep_of(read_json(options.file))
-    for name, table in tables(sweep, options.method):
+    value = read_json(options.file)
+    for name, table in tables(value, options.method):
         print(f"## {name}\n\n{markdown(table)}")
     if options.page is not None:
-        write_atomic(options.page, render_sweep(sweep).encode())
+        write_atomic(options.page, render_sweep(sweep_of(value)).encode())
 
 
 if __name__ == "__main__":

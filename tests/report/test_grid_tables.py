@@ -16,13 +16,19 @@ from fedloom.report.sweeps.sweep_tables import global_tables
 from fedloom.report.sweeps.sweep_verdicts import own_table, verdict_table
 from fedloom.report.tables import Table
 from grid_tables import (
+    COUNTS,
     REPEAT,
     ClientGain,
     gain_table,
     gains_of,
+    kind_of,
+    kind_table,
     markdown,
     p_values,
+    pairs_of,
+    part_table,
     setting_table,
+    size_table,
     sweep_of,
 )
 
@@ -76,6 +82,54 @@ def test_rows_of_settings_divide_the_clients(value: dict[str, Any]) -> None:
     ]
     without = replace(grid, cells=grid.cells[:2])
     assert setting_table(without, "fedavg", "local").rows == table.rows[:1]
+
+
+def test_kinds_and_sizes_divide_the_clients(value: dict[str, Any]) -> None:
+    grid = sweep_of(value)
+    by_setting = setting_table(grid, "fedavg", "local")
+    (row,) = kind_table(grid, "local").rows
+    assert row[1:] == tuple(f"{gain}; {counts}" for _, _, gain, counts, _, _ in by_setting.rows)
+    by_size = size_table(value, grid, "fedavg", "local")
+    counts = [[int(count) for count in row[2].split(" / ")] for row in by_size.rows]
+    assert sum(map(sum, counts)) == len(gains_of(grid, "fedavg", "local"))
+    assert sum(one[0] for one in counts) == sum(
+        gain.mean >= SAME for gain in gains_of(grid, "fedavg", "local")
+    )
+    sizes = {count for cell in value["cells"].values() for count in cell["examples"]}
+    ranges = [tuple(map(int, row[0].split(" to "))) for row in by_size.rows]
+    assert all(sum(start <= size <= end for start, end in ranges) == 1 for size in sizes)
+
+
+def test_what_a_part_adds_is_the_difference_at_each_client(value: dict[str, Any]) -> None:
+    cells = {
+        name: {
+            **cell,
+            "methods": cell["methods"]
+            | {
+                "fedavg+prior": cell["methods"]["fedavg"]
+                | {"clients": [score - 2 for score in cell["methods"]["fedavg"]["clients"]]}
+            },
+        }
+        for name, cell in value["cells"].items()
+    }
+    clients = sum(len(cell["examples"]) for cell in cells.values())
+    table = part_table(sweep_of({**value, "cells": cells}), "local")
+    ((part, to, all_of_them, even, gaps, counts, worst),) = table.rows
+    assert (part, to, worst, counts) == ("prior", "FedAvg", "−2.0", f"0 / 0 / {clients}")
+    assert {one.rstrip("†") for one in (all_of_them, even, gaps)} == {"−2.0"} and table.columns[-2] == COUNTS
+
+
+def test_pairs_differ_in_one_part() -> None:
+    methods = ["local", "local+prior", "fedavg", "fedavg+prior", "fedavg+pool+prior", "fedadam+pool"]
+    assert pairs_of(methods) == [
+        ("fedavg+prior", "fedavg", "prior"),
+        ("fedavg+pool+prior", "fedavg+prior", "pool"),
+    ]
+    assert [kind_of(setting) for setting in (("missing-30", "x"), ("cross-3:7",), ())] == [
+        "missing",
+        "cross",
+        "all",
+    ]
 
 
 def test_a_grid_of_seeds_alone_has_one_row(value: dict[str, Any]) -> None:
