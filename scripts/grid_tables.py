@@ -6,11 +6,11 @@ Run it with `python scripts/grid_tables.py docs/results/NAME.json`; `--page FILE
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist, fmean, variance
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fedloom.report.client_verdicts import LEVEL, bottom_fifth, verdict_on
 from fedloom.report.confidence_intervals import Z, holm, interval
@@ -32,6 +32,7 @@ COUNTS = "Better / same / worse"
 """Clients by their mean gain; as in reports, a gain below `SAME` is none."""
 
 Json = Mapping[str, Any]
+Key = TypeVar("Key")
 
 
 def fractions(value: Any) -> Any:
@@ -91,6 +92,11 @@ class ClientGain(NamedTuple):
     questions: float
 
     @property
+    def key(self) -> tuple[tuple[str, ...], Any, int]:
+        """Which client it is: setting, seed and number."""
+        return self.setting, self.seed, self.client
+
+    @property
     def mean(self) -> float:
         """The mean over trainings."""
         return fmean(self.gains)
@@ -143,12 +149,18 @@ def p_values(gains: Sequence[ClientGain]) -> list[float]:
     ]
 
 
+def grouped(gains: Sequence[ClientGain], key: Callable[[ClientGain], Key]) -> dict[Key, list[ClientGain]]:
+    """Return the gains that have each key, keys in the order of their first gain."""
+    found: dict[Key, list[ClientGain]] = {}
+    for gain in gains:
+        found.setdefault(key(gain), []).append(gain)
+    return found
+
+
 def over_seeds(gains: Sequence[ClientGain]) -> Estimate | None:
     """Return the mean gain: over the clients of a seed, and then over seeds."""
-    by_seed: dict[Any, list[float]] = {}
-    for gain in gains:
-        by_seed.setdefault(gain.seed, []).append(gain.mean)
-    return estimate(map(fmean, by_seed.values()))
+    by_seed = grouped(gains, lambda gain: gain.seed)
+    return estimate(fmean(gain.mean for gain in those) for those in by_seed.values())
 
 
 def summary(gains: Sequence[ClientGain]) -> dict[str, str]:
@@ -201,10 +213,8 @@ def gain_table(sweep: SweepRun, alone: str) -> Table:
 
 def setting_table(sweep: SweepRun, method: str, alone: str) -> Table:
     """Return the gains of a method by setting, beside the score of its shared model."""
-    rows, by_setting = list[tuple[str, ...]](), dict[tuple[str, ...], list[ClientGain]]()
-    for gain in gains_of(sweep, method, alone):
-        by_setting.setdefault(gain.setting, []).append(gain)
-    for setting, gains in by_setting.items():
+    rows = list[tuple[str, ...]]()
+    for setting, gains in grouped(gains_of(sweep, method, alone), lambda gain: gain.setting).items():
         cells = [cell for cell in sweep.cells if setting_of(cell) == setting]
         shared = estimate_text(mean_over_seeds(cells, method, of=for_everybody))
         rows.append((", ".join(setting) or "all", shared, *summary(gains).values()))
@@ -218,10 +228,7 @@ def kind_of(setting: tuple[str, ...]) -> str:
 
 def by_kind(gains: Sequence[ClientGain]) -> dict[str, list[ClientGain]]:
     """Return the gains of each kind of setting, kinds in the order of their first setting."""
-    found: dict[str, list[ClientGain]] = {}
-    for gain in gains:
-        found.setdefault(kind_of(gain.setting), []).append(gain)
-    return found
+    return grouped(gains, lambda gain: kind_of(gain.setting))
 
 
 def kinds_of(sweep: SweepRun) -> list[str]:
@@ -245,11 +252,11 @@ def part_table(sweep: SweepRun, alone: str) -> Table:
     """Return what each part adds to a method: each two methods that differ in one part, compared client by client."""
     rows, kinds = list[tuple[str, ...]](), kinds_of(sweep)
     for method, without, part in pairs_of(sweep.methods):
-        before = {gain[:3]: gain.mean for gain in gains_of(sweep, without, alone)}
+        before = {gain.key: gain.mean for gain in gains_of(sweep, without, alone)}
         gains = [
-            gain._replace(gains=(gain.mean - before[gain[:3]],))
+            gain._replace(gains=(gain.mean - before[gain.key],))
             for gain in gains_of(sweep, method, alone)
-            if gain[:3] in before
+            if gain.key in before
         ]
         if gains:
             about, found = summary(gains), by_kind(gains)
@@ -279,11 +286,11 @@ def size_table(value: Json, sweep: SweepRun, method: str, alone: str) -> Table:
         for client, count in enumerate(value["cells"][cell.name]["examples"])
     }
     gains = gains_of(sweep, method, alone)
-    sizes = sorted(examples[gain[:3]] for gain in gains)
+    sizes = sorted(examples[gain.key] for gain in gains)
     starts = sorted({sizes[len(sizes) * quarter // 4] for quarter in range(4)})
     rows = list[tuple[str, ...]]()
     for start, end in zip(starts, [*starts[1:], sizes[-1] + 1], strict=True):
-        group = [gain for gain in gains if start <= examples[gain[:3]] < end]
+        group = [gain for gain in gains if start <= examples[gain.key] < end]
         rows.append((f"{start} to {end - 1}", *summary(group).values()))
     return Table(("Examples", "Mean gain", COUNTS, "Worst", "Bottom fifth"), tuple(rows))
 
@@ -295,9 +302,8 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"
 
 
-def tables(value: Json, method: str | None) -> Iterator[tuple[str, Table]]:
-    """Yield the title and the table of everything that is printed of a collected grid."""
-    sweep = sweep_of(value)
+def tables(value: Json, sweep: SweepRun, method: str | None) -> Iterator[tuple[str, Table]]:
+    """Yield the title and the table of everything that is printed of a collected grid, which is also given as a sweep."""
     yield from global_tables(sweep)
     baselines = [name for name in sweep.methods if name in ("local", "local+finetune")]
     for alone in baselines:
@@ -323,10 +329,11 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="HTML file to write")
     options = parser.parse_args()
     value = read_json(options.file)
-    for name, table in tables(value, options.method):
+    sweep = sweep_of(value)
+    for name, table in tables(value, sweep, options.method):
         print(f"## {name}\n\n{markdown(table)}")
     if options.page is not None:
-        write_atomic(options.page, render_sweep(sweep_of(value)).encode())
+        write_atomic(options.page, render_sweep(sweep).encode())
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def run_over(
 
 
 def _end_federation(federation: Federation, out: Path) -> None:
-    """Tell the sites that a finished run is over; before it is finished, a server that is killed would need them again."""
+    """Tell the sites that the run has finished, so that they stop; until then a server that is killed and restarted needs them."""
     federation.leave()
     if (out / FLOWER).is_dir():
         write_atomic(out / FLOWER / SITES_KNOW, b"")
