@@ -1,38 +1,47 @@
 """Print the tables of a grid as Markdown, from a file that `collect_grid.py` wrote; the pages of findings quote them.
 
 Run it with `python scripts/grid_tables.py docs/results/NAME.json`; `--page FILE.html` also writes the report of the sweep.
+Values of an axis are compared with its first one, or with another one: `--first strategy=both`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import sqrt
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from operator import ne
 from pathlib import Path
-from statistics import NormalDist, fmean, variance
-from typing import Any, NamedTuple, TypeVar
+from statistics import fmean
+from typing import Any
 
-from fedloom.report.client_verdicts import LEVEL, bottom_fifth, verdict_on
-from fedloom.report.confidence_intervals import Z, holm, interval
-from fedloom.report.shared_scores import for_everybody
-from fedloom.report.significance import Estimate, count_by_sign, estimate
+from client_gains import (
+    REPEAT,
+    gain_table,
+    kind_of,
+    kind_table,
+    kinds_of,
+    part_table,
+    setting_of,
+    setting_table,
+    size_table,
+)
+from fedloom.report.significance import estimate
 from fedloom.report.sweeps.comparison_tables import factor_title, group_by_factor, overall_table, split_tables
 from fedloom.report.sweeps.estimate_texts import estimate_text
 from fedloom.report.sweeps.sweep_page import render_sweep
-from fedloom.report.sweeps.sweep_results import SEED, CellRun, SweepRun, mean_over_seeds
+from fedloom.report.sweeps.sweep_results import (
+    SEED,
+    CellRun,
+    SweepRun,
+    by_seed,
+    paired_difference,
+)
 from fedloom.report.sweeps.sweep_tables import global_tables
 from fedloom.report.sweeps.sweep_verdicts import own_table, verdict_table
-from fedloom.report.tables import MISSING, Table, label, signed
+from fedloom.report.tables import Table, is_federated, label
 from fedloom.system.json_files import read_json, write_atomic
 
-REPEAT = "train.repeat"
-"""The axis of another training on the same data and clients."""
-
-COUNTS = "Better / same / worse"
-"""Clients by their mean gain; as in reports, a gain below `SAME` is none."""
-
 Json = Mapping[str, Any]
-Key = TypeVar("Key")
 
 
 def fractions(value: Any) -> Any:
@@ -62,9 +71,15 @@ def result_of(cell: Json) -> dict[str, Any]:
     return {"scores": scores, **kept}
 
 
-def sweep_of(value: Json) -> SweepRun:
-    """Return a collected grid as a sweep; a cell without a value on an axis has 0 there."""
+def sweep_of(value: Json, first: Mapping[str, str] | None = None) -> SweepRun:
+    """Return a collected grid as a sweep; a cell without a value on an axis has 0 there.
+
+    Args:
+        value: What `collect_grid.py` wrote.
+        first: Axis → the label that the other labels of the axis are compared with, by default its first one.
+    """
     axes = value["axes"] | ({REPEAT: [0, *value["axes"][REPEAT]]} if REPEAT in value["axes"] else {})
+    axes |= {axis: sorted(axes[axis], key=partial(ne, chosen)) for axis, chosen in (first or {}).items()}
     cells = tuple(
         CellRun(
             name, dict.fromkeys(axes, 0) | cell["axes"], cell["digest"], "", "done", None, result_of(cell)
@@ -74,225 +89,47 @@ def sweep_of(value: Json) -> SweepRun:
     return SweepRun(value["recipe"], "", False, axes, cells, None)
 
 
-class ClientGain(NamedTuple):
-    """A client's gain over a baseline in each of several trainings.
+def kind_differences(sweep: SweepRun) -> Table:
+    """Return how scores of each kind of setting differ from those of the sweep's first setting, all else equal.
 
-    Attributes:
-        setting: The labels of the setting.
-        seed: The seed.
-        client: The number of the client.
-        gains: Its gain in each training, fractions.
-        questions: The variance of a gain that comes from the choice of questions, which all trainings share.
+    Scores are those on the global test set, averaged over the settings of a kind and, of federated methods, over those without
+    parts: of a seed first, and then over seeds.
     """
-
-    setting: tuple[str, ...]
-    seed: Any
-    client: int
-    gains: tuple[float, ...]
-    questions: float
-
-    @property
-    def key(self) -> tuple[tuple[str, ...], Any, int]:
-        """Which client it is: setting, seed and number."""
-        return self.setting, self.seed, self.client
-
-    @property
-    def mean(self) -> float:
-        """The mean over trainings."""
-        return fmean(self.gains)
-
-
-def setting_of(cell: CellRun) -> tuple[str, ...]:
-    """Return the labels of a cell on all axes but those of the seed and of the training."""
-    return tuple(str(value) for axis, value in cell.values.items() if axis not in (SEED, REPEAT))
-
-
-def gains_of(sweep: SweepRun, method: str, alone: str) -> list[ClientGain]:
-    """Return the gain of every client of every setting and seed, over all trainings that have both methods.
-
-    How answers agree is recorded for the baseline that a report takes, which is training alone with or without fine-tuning; the
-    answers of these two are so alike that it serves for either.
-    """
-    found: dict[tuple[tuple[str, ...], Any, int], list[tuple[float, float]]] = {}
-    for cell in sweep.cells:
-        if cell.result is None or not {method, alone} <= set(cell.scores):
-            continue
-        agreed = {
-            key: cell.result.get("agreement", {}).get(method, {}).get(key) for key in ("own", "clients")
-        }
-        scores = {name: cell.scores[name] for name in (alone, method)}
-        verdict = verdict_on({**cell.result, "scores": scores, "agreement": {method: agreed}}, method)
-        for gain in verdict.gains if verdict else ():
-            low, high = gain.interval or (gain.points, gain.points)
-            key = setting_of(cell), cell.values[SEED], gain.client
-            found.setdefault(key, []).append((gain.points, ((high - low) / 2 / Z) ** 2))
-    return [
-        ClientGain(*key, tuple(gain for gain, _ in pairs), fmean(spread for _, spread in pairs))
-        for key, pairs in found.items()
-    ]
-
-
-def p_values(gains: Sequence[ClientGain]) -> list[float]:
-    """Return the two-sided p-value of each client's mean gain, for the noise of questions and of trainings together.
-
-    The noise of trainings is pooled over clients, since a client has few of them; with one training of each client it is unknown
-    and left out.
-    """
-    several = [gain.gains for gain in gains if len(gain.gains) > 1]
-    freedom = sum(len(one) - 1 for one in several)
-    training = sum(variance(one) * (len(one) - 1) for one in several) / freedom if freedom else 0.0
-    return [
-        2 * NormalDist().cdf(-abs(gain.mean) / spread)
-        if (spread := sqrt(training / len(gain.gains) + gain.questions))
-        else 1.0
-        for gain in gains
-    ]
-
-
-def grouped(gains: Sequence[ClientGain], key: Callable[[ClientGain], Key]) -> dict[Key, list[ClientGain]]:
-    """Return the gains that have each key, keys in the order of their first gain."""
-    found: dict[Key, list[ClientGain]] = {}
-    for gain in gains:
-        found.setdefault(key(gain), []).append(gain)
-    return found
-
-
-def over_seeds(gains: Sequence[ClientGain]) -> Estimate | None:
-    """Return the mean gain: over the clients of a seed, and then over seeds."""
-    by_seed = grouped(gains, lambda gain: gain.seed)
-    return estimate(fmean(gain.mean for gain in those) for those in by_seed.values())
-
-
-def summary(gains: Sequence[ClientGain]) -> dict[str, str]:
-    """Return what every table says of the gains of some clients, by column."""
-    means = [gain.mean for gain in gains]
-    counts = count_by_sign(means)
-    return {
-        "Mean gain": estimate_text(over_seeds(gains), "+"),
-        COUNTS: f"{counts.better} / {counts.same} / {counts.worse}",
-        "Worst": signed(min(means)),
-        "Bottom fifth": signed(bottom_fifth(means)),
+    axis, first = next((axis, labels[0]) for axis, labels in sweep.axes.items() if axis != SEED)
+    federated = [name for name in sweep.methods if is_federated(name) and "+" not in name]
+    groups = {"federated methods": federated} | {
+        label(name): [name] for name in sweep.methods if name == "local"
     }
 
+    def means(cells: Sequence[CellRun], methods: Sequence[str]) -> dict[Any, float]:
+        found = [by_seed(cells, method) for method in methods]
+        shared = set[Any]().union(*found).intersection(*found)
+        return {seed: fmean(one[seed] for one in found) for seed in shared}
 
-def gain_table(sweep: SweepRun, alone: str) -> Table:
-    """Return what each method brings clients over a baseline, with every client's trainings averaged."""
-    rows = []
-    for method in sweep.methods:
-        gains = [] if method == alone else gains_of(sweep, method, alone)
-        if not gains:
-            continue
-        adjusted = holm(p_values(gains))
-        clear = [gain.mean for gain, p in zip(gains, adjusted, strict=True) if p <= LEVEL]
-        low, high = interval(count_by_sign(gain.mean for gain in gains).better / len(gains), len(gains))
-        about = summary(gains)
-        rows.append(
-            (
-                label(method),
-                about["Mean gain"],
-                about[COUNTS],
-                f"{100 * low:.0f} to {100 * high:.0f} %",
-                f"{sum(one > 0 for one in clear)} / {sum(one < 0 for one in clear)}",
-                about["Worst"],
-                about["Bottom fifth"],
-                str(min(len(gain.gains) for gain in gains)),
-            )
-        )
-    heads = (
-        "Method",
-        "Mean gain",
-        COUNTS,
-        "Better off, 95 % interval",
-        "Significantly better / worse",
-        "Worst",
-        "Bottom fifth",
-        "Trainings",
-    )
-    return Table(heads, tuple(rows))
-
-
-def setting_table(sweep: SweepRun, method: str, alone: str) -> Table:
-    """Return the gains of a method by setting, beside the score of its shared model."""
     rows = list[tuple[str, ...]]()
-    for setting, gains in grouped(gains_of(sweep, method, alone), lambda gain: gain.setting).items():
-        cells = [cell for cell in sweep.cells if setting_of(cell) == setting]
-        shared = estimate_text(mean_over_seeds(cells, method, of=for_everybody))
-        rows.append((", ".join(setting) or "all", shared, *summary(gains).values()))
-    return Table(("Setting", "Shared model", "Mean gain", COUNTS, "Worst", "Bottom fifth"), tuple(rows))
-
-
-def kind_of(setting: tuple[str, ...]) -> str:
-    """Return the kind of a setting: what stands before the first hyphen of its label, such as "missing" of "missing-30"."""
-    return setting[0].partition("-")[0] if setting else "all"
-
-
-def by_kind(gains: Sequence[ClientGain]) -> dict[str, list[ClientGain]]:
-    """Return the gains of each kind of setting, kinds in the order of their first setting."""
-    return grouped(gains, lambda gain: kind_of(gain.setting))
-
-
-def kinds_of(sweep: SweepRun) -> list[str]:
-    """Return the kinds of a sweep's settings, in the order of its cells."""
-    return list(dict.fromkeys(kind_of(setting_of(cell)) for cell in sweep.cells))
-
-
-def kind_table(sweep: SweepRun, alone: str) -> Table:
-    """Return what each method brings clients over a baseline, by kind of setting."""
-    rows, kinds = list[tuple[str, ...]](), kinds_of(sweep)
-    for method in sweep.methods:
-        found = {} if method == alone else by_kind(gains_of(sweep, method, alone))
-        about = {kind: summary(gains) for kind, gains in found.items()}
-        if about:
-            texts = {kind: f"{one['Mean gain']}; {one[COUNTS]}" for kind, one in about.items()}
-            rows.append((label(method), *(texts.get(kind, MISSING) for kind in kinds)))
-    return Table(("Method", *map(str.capitalize, kinds)), tuple(rows))
-
-
-def part_table(sweep: SweepRun, alone: str) -> Table:
-    """Return what each part adds to a method: each two methods that differ in one part, compared client by client."""
-    rows, kinds = list[tuple[str, ...]](), kinds_of(sweep)
-    for method, without, part in pairs_of(sweep.methods):
-        before = {gain.key: gain.mean for gain in gains_of(sweep, without, alone)}
-        gains = [
-            gain._replace(gains=(gain.mean - before[gain.key],))
-            for gain in gains_of(sweep, method, alone)
-            if gain.key in before
+    for kind in kinds_of(sweep):
+        cells = [
+            cell for cell in sweep.cells if kind_of(setting_of(cell)) == kind and cell.values[axis] != first
         ]
-        if gains:
-            about, found = summary(gains), by_kind(gains)
-            means = (estimate_text(over_seeds(found.get(kind, ())), "+") for kind in kinds)
-            rows.append((part, label(without), about["Mean gain"], *means, about[COUNTS], about["Worst"]))
-    heads = ("Part", "Added to", "All", *map(str.capitalize, kinds), COUNTS, "Worst")
-    return Table(heads, tuple(rows), left=2)
+        texts = []
+        for methods in groups.values():
+            theirs = means([cell for cell in sweep.cells if cell.values[axis] == first], methods)
+            ours = means(cells, methods)
+            texts.append(
+                estimate_text(estimate(ours[seed] - theirs[seed] for seed in ours if seed in theirs), "+")
+            )
+        rows.append((kind.capitalize(), *texts))
+    return Table((f"Against {first}", *groups), tuple(rows))
 
 
-def pairs_of(methods: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Return each method, another one that is the same without one part, and that part; training alone is what others are compared with."""
-    found = []
-    for method in methods:
-        base, *parts = method.split("+")
-        for part in parts if base != "local" else ():
-            without = "+".join([base, *(other for other in parts if other != part)])
-            if without in methods:
-                found.append((method, without, part))
-    return found
-
-
-def size_table(value: Json, sweep: SweepRun, method: str, alone: str) -> Table:
-    """Return the gains of a method by the number of examples that a client holds, in four groups with about as many clients each."""
-    examples = {
-        (setting_of(cell), cell.values[SEED], client): count
-        for cell in sweep.cells
-        for client, count in enumerate(value["cells"][cell.name]["examples"])
-    }
-    gains = gains_of(sweep, method, alone)
-    sizes = sorted(examples[gain.key] for gain in gains)
-    starts = sorted({sizes[len(sizes) * quarter // 4] for quarter in range(4)})
+def all_parts_table(sweep: SweepRun) -> Table | None:
+    """Return what several parts together bring each method that has them, over the method without any, on the global test set."""
     rows = list[tuple[str, ...]]()
-    for start, end in zip(starts, [*starts[1:], sizes[-1] + 1], strict=True):
-        group = [gain for gain in gains if start <= examples[gain.key] < end]
-        rows.append((f"{start} to {end - 1}", *summary(group).values()))
-    return Table(("Examples", "Mean gain", COUNTS, "Worst", "Bottom fifth"), tuple(rows))
+    for method in sweep.methods:
+        without, *parts = method.split("+")
+        if len(parts) > 1 and is_federated(without) and without in sweep.methods:
+            rows.append((label(method), estimate_text(paired_difference(sweep.cells, method, without), "+")))
+    return Table(("Method", "Over the method without parts"), tuple(rows)) if rows else None
 
 
 def markdown(table: Table) -> str:
@@ -317,6 +154,10 @@ def tables(value: Json, sweep: SweepRun, method: str | None) -> Iterator[tuple[s
     for name, found in (("Own data", own_table(sweep)), ("Clients", verdict_table(sweep))):
         if found is not None:
             yield name, found
+    if not sweep.mixed_tasks and len(kinds_of(sweep)) > 1:
+        yield "Kinds of settings", kind_differences(sweep)
+    if (together := all_parts_table(sweep)) is not None and not sweep.mixed_tasks:
+        yield "All parts", together
     for compared in group_by_factor(sweep):
         yield factor_title(compared[0].factor), overall_table(compared)
         yield from split_tables(compared)
@@ -326,10 +167,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--method", help="method whose gains are printed by setting")
+    parser.add_argument(
+        "--first",
+        action="append",
+        default=[],
+        metavar="AXIS=LABEL",
+        help="what an axis's other labels are compared with",
+    )
     parser.add_argument("--page", type=Path, help="HTML file to write")
     options = parser.parse_args()
     value = read_json(options.file)
-    sweep = sweep_of(value)
+    sweep = sweep_of(value, dict(one.split("=", 1) for one in options.first))
     for name, table in tables(value, sweep, options.method):
         print(f"## {name}\n\n{markdown(table)}")
     if options.page is not None:

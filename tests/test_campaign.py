@@ -1,4 +1,4 @@
-"""The campaign of faults: a few of each kind here, the whole of it in `make test-slow`."""
+"""The campaign of faults: killed runs and disturbed federations. A few of each kind here, the whole of it in `make test-slow`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from tests.shares import share
 
-from campaign.damage import damages
 from campaign.federations import FAULTS, federations
 from campaign.kills import kills
 from campaign.world import METHODS, make_world
@@ -37,14 +36,3 @@ def test_disturbed_federations_end_with_the_bytes_of_one_process(
     world = make_world(tmp_path / "world", "scaffold")
     results = federations(world, tmp_path / "runs", len(FAULTS), seed=1)
     assert results == {kind: ["same"] for kind in FAULTS}
-
-
-@pytest.mark.parametrize("name", ["scaffold", "share-connector"])
-@pytest.mark.parametrize("count", share([12, 1200], every=2))
-def test_a_damaged_file_is_named_or_changes_nothing(
-    name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "cache"))
-    results, wrong = damages(make_world(tmp_path / "world", name), tmp_path / "trials", count, seed=count)
-    assert sum(fates.total() for fates in results.values()) == count
-    assert not wrong

@@ -8,14 +8,7 @@ from typing import Any
 
 import pytest
 
-from collect_grid import collect
-from fedloom.report.significance import SAME
-from fedloom.report.sweeps.comparison_tables import group_by_factor, overall_table
-from fedloom.report.sweeps.sweep_results import read_sweep
-from fedloom.report.sweeps.sweep_tables import global_tables
-from fedloom.report.sweeps.sweep_verdicts import own_table, verdict_table
-from fedloom.report.tables import Table
-from grid_tables import (
+from client_gains import (
     COUNTS,
     REPEAT,
     ClientGain,
@@ -23,14 +16,20 @@ from grid_tables import (
     gains_of,
     kind_of,
     kind_table,
-    markdown,
     p_values,
     pairs_of,
     part_table,
     setting_table,
     size_table,
-    sweep_of,
 )
+from collect_grid import collect
+from fedloom.report.significance import SAME
+from fedloom.report.sweeps.comparison_tables import group_by_factor, overall_table
+from fedloom.report.sweeps.sweep_results import read_sweep
+from fedloom.report.sweeps.sweep_tables import global_tables
+from fedloom.report.sweeps.sweep_verdicts import own_table, verdict_table
+from fedloom.report.tables import MISSING, Table, label
+from grid_tables import all_parts_table, kind_differences, markdown, sweep_of
 
 from .test_collect_grid import CELLS, sweep
 
@@ -163,3 +162,40 @@ def test_markdown_has_a_row_for_each_row() -> None:
         markdown(table)
         == "| Method | Score |\n| --- | ---: |\n| FedAvg | 1.0 |\n| local | 2.0 |\n\nA note.\n"
     )
+
+
+def with_scores(value: dict[str, Any], scores: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Return a collected grid whose cells have these accuracies, in percent: scenario → method → accuracy; a seed adds its number."""
+    cells = {
+        name: {
+            **cell,
+            "methods": {
+                method: {"accuracy": percent + cell["axes"]["seed"]}
+                for method, percent in scores[cell["axes"]["scenario"]].items()
+            },
+        }
+        for name, cell in value["cells"].items()
+    }
+    return {**value, "cells": cells}
+
+
+def test_kinds_are_compared_over_methods_without_parts(value: dict[str, Any]) -> None:
+    scores = {
+        "even": {"local": 40.0, "fedavg": 60.0, "fedprox": 62.0, "fedavg+prompt": 90.0},
+        "gaps": {"local": 30.0, "fedavg": 50.0, "fedprox": 56.0, "fedavg+prompt": 10.0},
+    }
+    grid = sweep_of(with_scores(value, scores))
+    assert kind_differences(grid).columns == ("Against even", "federated methods", "local (mean)")
+    even, gaps = kind_differences(grid).rows
+    assert even == ("Even", MISSING, MISSING), "the first setting is not compared with itself"
+    assert [text.rstrip("†") for text in gaps] == ["Gaps", "−8.0", "−10.0"], "-10 and -6 of the two methods"
+    turned = kind_differences(sweep_of(with_scores(value, scores), {"scenario": "gaps"}))
+    assert [text.rstrip("†") for text in turned.rows[0]] == ["Even", "+8.0", "+10.0"]
+
+
+def test_all_parts_together_are_compared_with_none(value: dict[str, Any]) -> None:
+    scores = {"local": 40.0, "fedavg": 60.0, "fedavg+prompt": 61.0, "fedavg+prompt+adaptive": 65.0}
+    assert all_parts_table(sweep_of(with_scores(value, dict.fromkeys(("even", "gaps"), scores)))) == Table(
+        ("Method", "Over the method without parts"), ((label("fedavg+prompt+adaptive"), "+5.0†"),)
+    )
+    assert all_parts_table(sweep_of(value)) is None
