@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import sqrt
 from statistics import NormalDist, fmean, variance
 from typing import Any, NamedTuple, TypeVar
@@ -36,14 +36,15 @@ class ClientGain(NamedTuple):
         seed: The seed.
         client: The number of the client.
         gains: Its gain in each training, fractions.
-        questions: The variance of a gain that comes from the choice of questions, which all trainings share.
+        questions: The variance of a gain that comes from the choice of questions, which all trainings share; None if unknown,
+            as for scores of captions.
     """
 
     setting: tuple[str, ...]
     seed: Any
     client: int
     gains: tuple[float, ...]
-    questions: float
+    questions: float | None
 
     @property
     def key(self) -> tuple[tuple[str, ...], Any, int]:
@@ -67,7 +68,7 @@ def gains_of(sweep: SweepRun, method: str, alone: str) -> list[ClientGain]:
     How answers agree is recorded for the baseline that a report takes, which is training alone with or without fine-tuning; the
     answers of these two are so alike that it serves for either.
     """
-    found: dict[tuple[tuple[str, ...], Any, int], list[tuple[float, float]]] = {}
+    found: dict[tuple[tuple[str, ...], Any, int], list[tuple[float, float | None]]] = {}
     for cell in sweep.cells:
         if cell.result is None or not {method, alone} <= set(cell.scores):
             continue
@@ -77,29 +78,38 @@ def gains_of(sweep: SweepRun, method: str, alone: str) -> list[ClientGain]:
         scores = {name: cell.scores[name] for name in (alone, method)}
         verdict = verdict_on({**cell.result, "scores": scores, "agreement": {method: agreed}}, method)
         for gain in verdict.gains if verdict else ():
-            low, high = gain.interval or (gain.points, gain.points)
             key = setting_of(cell), cell.values[SEED], gain.client
-            found.setdefault(key, []).append((gain.points, ((high - low) / 2 / Z) ** 2))
+            spread = gain.interval and ((gain.interval[1] - gain.interval[0]) / 2 / Z) ** 2
+            found.setdefault(key, []).append((gain.points, spread))
     return [
-        ClientGain(*key, tuple(gain for gain, _ in pairs), fmean(spread for _, spread in pairs))
+        ClientGain(*key, tuple(gain for gain, _ in pairs), _mean(spread for _, spread in pairs))
         for key, pairs in found.items()
     ]
 
 
-def p_values(gains: Sequence[ClientGain]) -> list[float]:
-    """Return the two-sided p-value of each client's mean gain, for the noise of questions and of trainings together.
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of numbers; None if one is unknown."""
+    known = list(values)
+    return None if None in known else fmean(value for value in known if value is not None)
+
+
+def p_values(gains: Sequence[ClientGain]) -> list[float] | None:
+    """Return the two-sided p-value of each client's mean gain, for the noise of questions and of trainings together; None if unknown.
 
     The noise of trainings is pooled over clients, since a client has few of them; with one training of each client it is unknown
     and left out.
     """
+    questions = [gain.questions for gain in gains if gain.questions is not None]
+    if len(questions) < len(gains):
+        return None
     several = [gain.gains for gain in gains if len(gain.gains) > 1]
     freedom = sum(len(one) - 1 for one in several)
     training = sum(variance(one) * (len(one) - 1) for one in several) / freedom if freedom else 0.0
     return [
         2 * NormalDist().cdf(-abs(gain.mean) / spread)
-        if (spread := sqrt(training / len(gain.gains) + gain.questions))
+        if (spread := sqrt(training / len(gain.gains) + noise))
         else 1.0
-        for gain in gains
+        for gain, noise in zip(gains, questions, strict=True)
     ]
 
 
@@ -129,6 +139,14 @@ def summary(gains: Sequence[ClientGain]) -> dict[str, str]:
     }
 
 
+def significant_counts(gains: Sequence[ClientGain]) -> str:
+    """Return how many clients are significantly better and worse off at `LEVEL` after Holm's correction; a dash if unknown."""
+    if (raw := p_values(gains)) is None:
+        return MISSING
+    clear = [gain.mean for gain, p in zip(gains, holm(raw), strict=True) if p <= LEVEL]
+    return f"{sum(one > 0 for one in clear)} / {sum(one < 0 for one in clear)}"
+
+
 def gain_table(sweep: SweepRun, alone: str) -> Table:
     """Return what each method brings clients over a baseline, with every client's trainings averaged."""
     rows = []
@@ -136,8 +154,6 @@ def gain_table(sweep: SweepRun, alone: str) -> Table:
         gains = [] if method == alone else gains_of(sweep, method, alone)
         if not gains:
             continue
-        adjusted = holm(p_values(gains))
-        clear = [gain.mean for gain, p in zip(gains, adjusted, strict=True) if p <= LEVEL]
         low, high = interval(count_by_sign(gain.mean for gain in gains).better / len(gains), len(gains))
         about = summary(gains)
         rows.append(
@@ -146,7 +162,7 @@ def gain_table(sweep: SweepRun, alone: str) -> Table:
                 about["Mean gain"],
                 about[COUNTS],
                 f"{100 * low:.0f} to {100 * high:.0f} %",
-                f"{sum(one > 0 for one in clear)} / {sum(one < 0 for one in clear)}",
+                significant_counts(gains),
                 about["Worst"],
                 about["Bottom fifth"],
                 str(min(len(gain.gains) for gain in gains)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import ne
 from pathlib import Path
@@ -25,6 +26,7 @@ from client_gains import (
     setting_table,
     size_table,
 )
+from fedloom.report.federation_gain import tasks_in
 from fedloom.report.significance import estimate
 from fedloom.report.sweeps.comparison_tables import factor_title, group_by_factor, overall_table, split_tables
 from fedloom.report.sweeps.estimate_texts import estimate_text
@@ -139,18 +141,33 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"
 
 
+def one_task_each(sweep: SweepRun) -> list[tuple[str, SweepRun]]:
+    """Return the cells of each task as a sweep, with what to add to a title; scores of different tasks are not averaged."""
+    found: dict[str, list[CellRun]] = {}
+    for cell in sweep.cells:
+        found.setdefault(", ".join(tasks_in(cell.result or {"scores": {}})), []).append(cell)
+    if len(found) == 1:
+        return [("", sweep)]
+    return [(f", {task}", replace(sweep, cells=tuple(cells))) for task, cells in found.items()]
+
+
 def tables(value: Json, sweep: SweepRun, method: str | None) -> Iterator[tuple[str, Table]]:
     """Yield the title and the table of everything that is printed of a collected grid, which is also given as a sweep."""
     yield from global_tables(sweep)
     baselines = [name for name in sweep.methods if name in ("local", "local+finetune")]
-    for alone in baselines:
-        yield f"Gains over {label(alone)}", gain_table(sweep, alone)
-        yield f"Gains over {label(alone)}, by kind of setting", kind_table(sweep, alone)
-        if method is not None:
-            yield f"{label(method)} over {label(alone)}", setting_table(sweep, method, alone)
-            yield f"{label(method)} over {label(alone)}, by size", size_table(value, sweep, method, alone)
-    if baselines:
-        yield "What each part adds", part_table(sweep, baselines[0])
+    for about, part in one_task_each(sweep):
+        for alone in baselines:
+            yield f"Gains over {label(alone)}{about}", gain_table(part, alone)
+            if not about:
+                yield f"Gains over {label(alone)}, by kind of setting", kind_table(part, alone)
+            if method is not None:
+                yield f"{label(method)} over {label(alone)}{about}", setting_table(part, method, alone)
+                yield (
+                    f"{label(method)} over {label(alone)}{about}, by size",
+                    size_table(value, part, method, alone),
+                )
+        if baselines:
+            yield f"What each part adds{about}", part_table(part, baselines[0])
     for name, found in (("Own data", own_table(sweep)), ("Clients", verdict_table(sweep))):
         if found is not None:
             yield name, found

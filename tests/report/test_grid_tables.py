@@ -29,7 +29,7 @@ from fedloom.report.sweeps.sweep_results import read_sweep
 from fedloom.report.sweeps.sweep_tables import global_tables
 from fedloom.report.sweeps.sweep_verdicts import own_table, verdict_table
 from fedloom.report.tables import MISSING, Table, label
-from grid_tables import all_parts_table, kind_differences, markdown, sweep_of
+from grid_tables import all_parts_table, kind_differences, markdown, sweep_of, tables
 
 from .test_collect_grid import CELLS, sweep
 
@@ -199,3 +199,22 @@ def test_all_parts_together_are_compared_with_none(value: dict[str, Any]) -> Non
         ("Method", "Over the method without parts"), ((label("fedavg+prompt+adaptive"), "+5.0†"),)
     )
     assert all_parts_table(sweep_of(value)) is None
+
+
+def test_scores_of_different_tasks_are_not_averaged(value: dict[str, Any]) -> None:
+    """Gains of a grid with several tasks are tables of one task each; no p-value is made of scores that are no shares."""
+    cells = {
+        name: {
+            **cell,
+            "independent_questions": {"test": {task: 50}, "clients": [{task: 50} for _ in cell["examples"]]},
+        }
+        for name, cell in value["cells"].items()
+        for task in ["choice" if cell["axes"]["scenario"] == "even" else "caption"]
+    }
+    grid = sweep_of({**value, "cells": cells})
+    found = dict(tables(value, grid, "fedavg"))
+    gains = {title: table for title, table in found.items() if title.startswith("Gains over local")}
+    assert list(gains) == ["Gains over local (mean), choice", "Gains over local (mean), caption"]
+    assert [row[4] == MISSING for table in gains.values() for row in table.rows] == [False, True]
+    counted = [sum(map(int, table.rows[0][2].split(" / "))) for table in gains.values()]
+    assert sum(counted) == sum(len(cell["examples"]) for cell in cells.values())
