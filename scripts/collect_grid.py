@@ -84,7 +84,7 @@ def collect(file: Path, folders: list[Path]) -> dict[str, Any]:
             value["axes"][axis] = list(dict.fromkeys([*value["axes"].get(axis, ()), *names]))
         for cell in sweep.cells:
             if cell.result is None:
-                print(f"{folder}: {cell.name} is {cell.state}", file=sys.stderr)
+                print(f"{folder}: {cell.name} is not finished ({cell.state})", file=sys.stderr)
                 continue
             new = collected(folder, cell)
             if (old := value["cells"].get(cell.name)) is not None and old["digest"] != new["digest"]:

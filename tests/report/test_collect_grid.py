@@ -98,4 +98,4 @@ def test_a_cell_that_is_not_finished_is_left_out_and_named(
     folder = sweep(tmp_path / "sweep", CELLS, unfinished=[CELLS[2]])
     value = collect(tmp_path / "grid.json", [folder])
     assert list(value["cells"]) == [name for name in CELLS if name != CELLS[2]]
-    assert capsys.readouterr().err == f"{folder}: {CELLS[2]} is begun\n"
+    assert capsys.readouterr().err == f"{folder}: {CELLS[2]} is not finished (begun)\n"
