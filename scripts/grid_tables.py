@@ -36,6 +36,7 @@ from fedloom.report.sweeps.sweep_results import (
     CellRun,
     SweepRun,
     by_seed,
+    mean_over_seeds,
     paired_difference,
 )
 from fedloom.report.sweeps.sweep_tables import global_tables
@@ -134,6 +135,24 @@ def all_parts_table(sweep: SweepRun) -> Table | None:
     return Table(("Method", "Over the method without parts"), tuple(rows)) if rows else None
 
 
+def value_table(sweep: SweepRun) -> Table:
+    """Return the scores of a sweep's only method on the global test set, with a column for each value of the last axis."""
+    (method,) = sweep.methods
+    *others, axis = sweep.settings
+    rows: dict[tuple[str, ...], dict[str, list[CellRun]]] = {}
+    for cell in sweep.cells:
+        about = tuple(str(cell.values[other]) for other in others)
+        rows.setdefault(about, {}).setdefault(str(cell.values[axis]), []).append(cell)
+    columns = [str(value) for value in sweep.axes[axis]]
+    texts = {
+        about: [estimate_text(mean_over_seeds(found.get(value, ()), method)) for value in columns]
+        for about, found in rows.items()
+    }
+    return Table(
+        (*others, *columns), tuple((*about, *cells) for about, cells in texts.items()), left=len(others)
+    )
+
+
 def markdown(table: Table) -> str:
     """Return a table as Markdown, with its note below."""
     rule = ["---" if column < table.left else "---:" for column in range(len(table.columns))]
@@ -153,7 +172,10 @@ def one_task_each(sweep: SweepRun) -> list[tuple[str, SweepRun]]:
 
 def tables(value: Json, sweep: SweepRun, method: str | None) -> Iterator[tuple[str, Table]]:
     """Yield the title and the table of everything that is printed of a collected grid, which is also given as a sweep."""
-    yield from global_tables(sweep)
+    if len(sweep.methods) == 1 and len(sweep.settings) > 1:
+        yield "Scores", value_table(sweep)
+    else:
+        yield from global_tables(sweep)
     baselines = [name for name in sweep.methods if name in ("local", "local+finetune")]
     for about, part in one_task_each(sweep):
         for alone in baselines:

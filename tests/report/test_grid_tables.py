@@ -218,3 +218,25 @@ def test_scores_of_different_tasks_are_not_averaged(value: dict[str, Any]) -> No
     assert [row[4] == MISSING for table in gains.values() for row in table.rows] == [False, True]
     counted = [sum(map(int, table.rows[0][2].split(" / "))) for table in gains.values()]
     assert sum(counted) == sum(len(cell["examples"]) for cell in cells.values())
+
+
+def test_a_single_method_has_a_column_for_each_value_of_the_last_axis(value: dict[str, Any]) -> None:
+    scores = {"even": {"fedavg": 60.0}, "gaps": {"fedavg": 50.0}}
+    one = with_scores(value, scores)
+    cells = {
+        f"{name}, {rate}": {
+            **cell,
+            "axes": {"scenario": cell["axes"]["scenario"], "rate": rate, "seed": cell["axes"]["seed"]},
+            "methods": {"fedavg": {"accuracy": cell["methods"]["fedavg"]["accuracy"] + rate}},
+        }
+        for name, cell in one["cells"].items()
+        for rate in (1, 2)
+        if (rate, cell["axes"]["scenario"]) != (2, "gaps")
+    }
+    axes = {"scenario": ["even", "gaps"], "rate": [1, 2], "seed": [0, 1]}
+    table = dict(tables(one, sweep_of({**one, "axes": axes, "cells": cells}), None))["Scores"]
+    assert table.columns == ("scenario", "1", "2")
+    assert [tuple(text.partition("±")[0] for text in row) for row in table.rows] == [
+        ("even", "61.5", "62.5"),
+        ("gaps", "51.5", MISSING),
+    ]
