@@ -157,6 +157,7 @@ def test_a_split_of_many_clients_shows_the_first():
         (["emoji", "--scenario", "missing", "--set", "rat=0.3"], "Did you mean scenario.rate?"),
         (["emoji", "--set", "alfa=1"], "Did you mean scenario.alpha?"),
         (["emoji", "--scenario", "cross", "--set", "rate=0.3"], "Did you mean image_clients, or --scenario missing?"),
+        (["emoji", "--set", f"clients={10**12}"], "scenario.clients is 1000000000000, but there are"),
         (["emoji", "--set", "alpha=0"], "scenario.alpha is 0, but must be a number > 0"),
         (["emoji", "--set", "alpha"], "must look like key=value"),
         (["emoji", "--set", "clients=5000"], "there are 788 training examples"),

@@ -47,7 +47,7 @@ MISTAKES = {
     "null": ("train: {lr: null}\n", "train.lr is null, but must be a number > 0"),
     "out of range": ("data: {test_share: 1.0}\n", "data.test_share is 1.0, but must be a number > 0 and < 1"),
     "out of range or null": ("train: {clip: 0}\n", "train.clip is 0, but must be a number > 0 or null"),
-    "not finite": ("train: {lr: .inf}\n", "train.lr is Infinity, but must be a number > 0"),
+    "not finite": ("train: {lr: .inf}\n", "train.lr is Infinity, but must be a number > 0, and finite"),
     "choice": (
         "strategy: {name: loar}\n",
         "one of lora, connector, both, two-stage, share-connector, share-lora. Did you mean lora?",

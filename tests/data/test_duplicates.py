@@ -70,7 +70,9 @@ def test_options_and_answers_are_the_same_up_to_spelling(tmp_path, settings):
     data = load(tmp_path, records, settings)
     (example,) = (*data.train, *data.test)
     assert (example.answer, example.label) == ("grün", 1)
-    assert [one.reason for one in data.rejected] == ["options must be at least two distinct strings"]
+    assert [one.reason for one in data.rejected] == [
+        "options must be at least two strings that differ in more than case and space"
+    ]
 
 
 def test_few_answers_are_spelled_as_most_records_spell_them(tmp_path, settings):

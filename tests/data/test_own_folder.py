@@ -85,8 +85,11 @@ UGLY = [
     (line(text=...), "neither image nor text"),
     (line(text="", image=""), "neither image nor text"),
     (line(options="yes"), "options is text, not a list"),
-    (line(options=["yes"]), "options must be at least two distinct strings"),
-    (line(options=["yes", "yes"]), "options must be at least two distinct strings"),
+    (line(options=["yes"]), "options must be at least two strings that differ in more than case and space"),
+    (
+        line(options=["yes", "yes"]),
+        "options must be at least two strings that differ in more than case and space",
+    ),
     (line(options=["yes", 1]), "an option is a number, not text"),
     (line(options=["no", "maybe"]), "answer 'yes' is not among the options"),
     (line(image="absent.png"), "image 'absent.png' is missing"),
@@ -101,7 +104,10 @@ UGLY = [
     (line(conversations=[], question=None), "it has no question with an answer to it"),
     (line(conversations=[{"from": "human"}]), "it has no question with an answer to it"),
     (line(conversations=[{"from": "human"}, {"from": "gpt"}]), "the question is empty"),
-    (line(options=["yes", " YES "]), "options must be at least two distinct strings"),
+    (
+        line(options=["yes", " YES "]),
+        "options must be at least two strings that differ in more than case and space",
+    ),
 ]
 LINK = "leaves the folder through a link; only a link to a whole folder that is directly in it is followed"
 ESCAPES = [

@@ -113,6 +113,13 @@ def test_markup_in_names_is_shown_and_not_run(run_folder):
     assert "alert('x')" in page.text
 
 
+@pytest.mark.parametrize("control", ["\0", "\x1b", "\x7f"])
+def test_control_characters_of_names_are_shown_as_such(run_folder, control):
+    page = page_of(folder := run_folder(names=[f"a{control}b", "c"], labels=[f"x{control}y", "z"]))
+    assert control not in (folder.parent / "report.html").read_text(encoding="utf-8")
+    assert "a\ufffdb" in page.text
+
+
 ELEMENTS = set(
     "html head meta title style body header main footer section article nav p h1 h2 h3 h4 a ul ol li "
     "dl div dt dd span table caption thead tbody tr th td small details summary pre code figure figcaption "

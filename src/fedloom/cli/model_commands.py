@@ -45,9 +45,12 @@ def ask(
     with report_errors(debug, as_json=as_json):
         from fedloom.runs.saved_models import open_models
         from fedloom.runs.trained_model import TrainedModel, check_question
+        from fedloom.system.errors import UserError
         from fedloom.system.progress import make_progress
 
         given = [one.strip() for several in options or () for one in several.split("|") if one.strip()]
+        if options and not given:
+            raise UserError("--options: expected possible answers, such as --options 'yes|no'")
         check_question(image, text, question, given)  # before the model is loaded
         with closing(make_progress(quiet)) as progress:
             models = open_models(folder, changes or (), (), progress)

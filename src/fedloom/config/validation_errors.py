@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cache
+from math import isfinite
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -190,6 +191,8 @@ def explain_error(
         value = value[part]
     choices = [choice for choice in _choices(allowed) if isinstance(choice, str)]
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    if isinstance(value, float) and not isfinite(value):
+        hint = ", and finite"
     return f"{key} is {_as_text(value)}, but must be {describe_allowed(schema, allowed)}{hint}"
 
 

@@ -151,5 +151,5 @@ def _options(values: dict[str, Any]) -> tuple[str, ...]:
         raise InvalidRecord(f"options is {json_type(value)}, not a list")
     options = tuple(required({"an option": option}, "an option") for option in value)
     if len(options) == 1 or len(set(map(normalized_text, options))) < len(options):
-        raise InvalidRecord("options must be at least two distinct strings")
+        raise InvalidRecord("options must be at least two strings that differ in more than case and space")
     return options

@@ -120,7 +120,6 @@ def check_examples(
         tokens = _tokens(vlm, conversations_of(example), limit, size)
         if tokens is None:
             return example
-        excess = f"more than the {limit:,} positions that the model has or model.max_tokens allows"
         if (
             too_long == "cut"
             and (shorter := _shortened(vlm, example, conversations_of, limit, size)) is not None
@@ -128,10 +127,10 @@ def check_examples(
             count = len(shorter.text or "")
             cut.append(
                 f"{_place(example)}: its text was cut to {count:,} of {len(example.text or ''):,} characters, "
-                f"because it is too long ({tokens} tokens, {excess})"
+                f"because it is too long ({tokens} tokens, {_excess(limit)})"
             )
             return shorter
-        rejected.append(_invalid(example, f"is too long: {tokens} tokens, {excess}"))
+        rejected.append(_invalid(example, _too_long(tokens, limit)))
         return None
 
     train, test, validation = (
@@ -144,6 +143,21 @@ def check_examples(
     usable_data = DataSet(data.name, train, test, (*data.rejected, *rejected), drawn, validation)
     unseen = sum(example.id in blind for example in usable_data.examples)
     return CheckedData(usable_data, tuple(cut), computed, unseen)
+
+
+def why_too_long(vlm: Vlm, conversation: Conversation, most: int | None = None) -> str | None:
+    """Return why a conversation has more tokens than the model can take, or None; `most` as in `token_limit`."""
+    limit = token_limit(vlm, most)
+    tokens = _tokens(vlm, [conversation], limit, _token_bound(vlm))
+    return None if tokens is None else _too_long(tokens, limit)
+
+
+def _too_long(tokens: str, limit: int) -> str:
+    return f"is too long: {tokens} tokens, {_excess(limit)}"
+
+
+def _excess(limit: int) -> str:
+    return f"more than the {limit:,} positions that the model has or model.max_tokens allows"
 
 
 def token_limit(vlm: Vlm, most: int | None = None) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -36,11 +37,24 @@ def load_template(name: str) -> Template:
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"data_uri": data_uri, "filename": filename}
     return environment.get_template(name)
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+"""Characters that are no text of a page; a record may hold them."""
+
+
+def _visible(value: Any) -> Any:
+    """Return a value for a page; in a text a control character becomes the sign for one that cannot be shown."""
+    if not isinstance(value, str) or not _CONTROL.search(value):
+        return value
+    shown = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", value)
+    return Markup(shown) if isinstance(value, Markup) else shown
 
 
 def data_uri(content: str, kind: str) -> str:

@@ -10,14 +10,17 @@ import torch
 
 from fedloom.client.answer_questions import answer_examples, max_tokens_after, score_options
 from fedloom.client.site import Question
+from fedloom.data.duplicates import normalized_text
 from fedloom.data.python_images import python_image
 from fedloom.models.batches import generate
+from fedloom.models.example_checks import why_too_long
 from fedloom.params import Params
 from fedloom.runs.saved_models import SavedModels
 from fedloom.runs.site_setup import clause_of
 from fedloom.system.errors import UserError
 from fedloom.tasks.rendering import render
 from fedloom.tasks.score_answers import Answers
+from fedloom.tasks.task import clean_text
 from fedloom.types import Example, Presence
 
 TOKENS = 64
@@ -87,7 +90,8 @@ class TrainedModel:
             max_tokens: Most tokens of a free answer, ≥ 1.
 
         Raises:
-            UserError: There is no question, an argument is of the wrong kind, or the model sees no images.
+            UserError: There is no question, an argument is of the wrong kind, the model sees no images, or all together is
+                longer than what it can take.
         """
         example = check_question(image, text, question, options)
         vlm, presence = self._live(), [Presence(True, True)]
@@ -96,6 +100,9 @@ class TrainedModel:
         (conversation,) = render([example], presence, form, clause=self._clause)
         if image is not None and not vlm.family.images:
             raise UserError("image: this model sees no images; ask it about a text")
+        most = self.models.experiment.model.max_tokens
+        if (reason := why_too_long(vlm, conversation, most)) is not None:
+            raise UserError(f"the question with its text and options {reason}")
         if options:
             chances = torch.softmax(
                 score_options(vlm, [conversation])[0][: len(options)].double(), 0
@@ -135,8 +142,12 @@ def check_question(image: Any, text: str | None, question: str | None, options: 
         raise UserError(f"text: expected text, not a {type(text).__name__}")
     if isinstance(options, str) or not all(isinstance(one, str) and one.strip() for one in options):
         raise UserError("options: expected a list of texts, such as ['yes', 'no']")
-    if options and (len(options) < 2 or len(set(options)) < len(options)):
-        raise UserError("options: at least two different answers are needed")
+    known = [("question", question), ("text", text), *(("options", option) for option in options)]
+    for name, value in known:
+        if value is not None and not _is_encodable(value):
+            raise UserError(f"{name}: holds a byte or half of a character that is not UTF-8 text")
+    if options and len({normalized_text(clean_text(option)) for option in options}) < max(len(options), 2):
+        raise UserError("options: at least two answers are needed that differ in more than case and space")
     return Example(
         "question",
         question,
@@ -147,3 +158,12 @@ def check_question(image: Any, text: str | None, question: str | None, options: 
         options=tuple(options),
         task="choice" if options else "vqa",
     )
+
+
+def _is_encodable(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: not if a terminal passed on other bytes, or JSON half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -199,13 +199,17 @@ def alphabetical_numbers(names: Sequence[str]) -> NDArray[np.int64]:
 
 def check_size(pool: Pool) -> int:
     """Return N, or raise a UserError if there are more clients than examples."""
-    examples, clients = len(pool.labels), len(pool.holds)
+    check_clients(len(pool.labels), len(pool.holds))
+    return len(pool.labels)
+
+
+def check_clients(examples: int, clients: int) -> None:
+    """Raise a UserError if there are more clients than examples."""
     if not 1 <= clients <= examples:
         raise UserError(
             f"scenario.clients is {clients}, but there are {examples} training examples; "
             "every client needs at least one example, and there is at least one client"
         )
-    return examples
 
 
 def _even(examples: int, parts: int) -> Indices:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedloom.scenarios.modality_pattern import PATTERNS, Flags, seen_modalities, uniform_draws
-from fedloom.scenarios.partition import PARTITIONS, Pool
+from fedloom.scenarios.partition import PARTITIONS, Pool, check_clients
 from fedloom.scenarios.published_draws import published_draws
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
@@ -130,6 +130,7 @@ def build_plan(
             raise UserError(f"two training examples have the id {examples[after].id!r}; ids must be unique")
     published = settings.mode == "published"
     listed = (drawn or examples) if published else [examples[place] for place in order]
+    check_clients(len(listed), settings.clients)  # before arrays are made with a row for each client
     place_of = {example.id: place for place, example in enumerate(examples)}
     places = np.array([place_of.get(example.id, -1) for example in listed], np.int64)
     pool_examples = [
