@@ -87,7 +87,8 @@ def examples_of(value: Any) -> DataSet:
     if (folder := _record_folder(value)) is not None:
         from fedloom.config.schema import Data
 
-        data = load_folder(Data(name="folder", root=str(folder)), 0)
+        # No recipe will hold the path, which may therefore be one that the settings refuse.
+        data = load_folder(Data(name="folder").model_copy(update={"root": str(folder)}), 0)
         return DataSet("data", (), data.examples, data.rejected)
     with _reading(value):
         examples, rejected = undivided_examples(*_records_and_images(value))

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fedloom.system.errors import UserError
+from fedloom.system.errors import UserError, reading
 from fedloom.types import Rejected
 
 MAX_LINE = 1_000_000
@@ -64,10 +64,10 @@ def read_records(path: Path, name: str | None = None) -> Iterator[Record | Rejec
         name: The name of the file in messages; its own name if None.
 
     Raises:
-        UserError: A JSON list as a whole or the columns of a table cannot be read, or the file is UTF-16 text.
+        UserError: A JSON list as a whole or the columns of a table cannot be read, or the file is UTF-16 text or may not be read.
             An invalid line costs that line only.
     """
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         if file.read(2) in _UTF_16:
             raise UserError(f"{path}: it is UTF-16 text; save it as UTF-8")
     read = {".jsonl": _json_lines, ".tsv": _tsv, ".csv": _csv}.get(path.suffix.lower(), _json_list)
