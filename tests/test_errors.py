@@ -15,6 +15,7 @@ from fedloom.system.errors import (
     error_sentence,
     is_of_accelerator,
     is_out_of_memory,
+    reading,
     user_errors,
     user_message,
 )
@@ -38,6 +39,31 @@ def test_errors_of_the_system_name_the_file(number: int, said: str) -> None:
     assert text is not None
     assert text.startswith("runs/a/result.json: ")
     assert said in text
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("readable", [False, True])
+def test_advice_on_a_lack_of_permission_is_about_what_was_tried(
+    number: int, kind: str, readable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "some"
+    path.mkdir() if kind == "folder" else path.touch()
+    monkeypatch.setattr(os, "access", lambda *_: readable)  # tests may run as root, who may read everything
+    text = user_message(PermissionError(number, "denied", path)) or ""
+    assert text.startswith(f"{path}: ") and "permission is denied" in text
+    assert ("--out" in text) is readable
+    assert ("allow this user to read it" in text) is not readable
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_is_only_read_has_advice_about_reading(named: bool, tmp_path: Path) -> None:
+    error = PermissionError(errno.EACCES, "denied", str(tmp_path)) if named else PermissionError("denied")
+    with pytest.raises(UserError, match="allow this user to read it") as caught, reading(tmp_path):
+        raise error
+    assert str(caught.value).startswith(f"{tmp_path}: ") and "--out" not in str(caught.value)
+    with pytest.raises(FileNotFoundError), reading(tmp_path):
+        raise FileNotFoundError
 
 
 def test_a_real_error_has_a_sentence(tmp_path: Path) -> None:

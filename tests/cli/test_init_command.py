@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,12 @@ def test_a_folder_without_records_is_a_mistake(tmp_path: Path, monkeypatch: pyte
     result = call("init", "--data", "empty")
     assert result.exit_code == 2
     assert not Path("recipe.yaml").exists()
+
+
+def test_a_path_that_no_recipe_can_hold_is_refused_in_one_message(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))
+    folder.mkdir()
+    result = call("init", str(tmp_path / "new.yaml"), "--data", str(folder))
+    assert result.exit_code == 2
+    assert r"r\xff is not UTF-8 text; rename the folder" in result.output
+    assert not (tmp_path / "new.yaml").exists()

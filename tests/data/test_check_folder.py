@@ -1,6 +1,7 @@
 """Findings, messages and exit codes of `fedloom data check`."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -193,6 +194,22 @@ def test_a_folder_of_ones_own_is_checked_by_loading_it(tmp_path):
     bad = call("folder", "--root", tmp_path)
     assert (good.exit_code, bad.exit_code) == (0, 1)
     assert "data.jsonl, line 9: question is missing" in bad.stdout
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.parametrize("name", ["folder", "emoji", SOURCES[0]])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_path_that_is_not_utf_8_gives_one_message(name, more, there, tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))
+    if there:
+        folder.mkdir()
+        line = json.dumps({"question": "Which?", "text": "t", "answer": "yes"})
+        (folder / "data.jsonl").write_text(f"{line}\n" * 8)
+    result = call(name, "--root", folder, *more)
+    assert result.exit_code == 2, result.output
+    assert "r\\xff is not UTF-8 text; rename the folder" in result.output.replace("\\\\", "\\")
+    assert "internal" not in result.output
+    assert not more or json.loads(result.output)
 
 
 def test_json_holds_everything(trees, memes):

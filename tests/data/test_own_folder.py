@@ -559,6 +559,101 @@ def test_missing_and_ambiguous_files_are_named(tmp_path, settings):
     assert [example.id for example in examples_of(load_folder(settings(root=tmp_path), 0))] == ["chosen"]
 
 
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        (["data.jsonl", "test.jsonl"], "keep only data.jsonl"),
+        (["data.jsonl", "train.jsonl"], "keep only data.jsonl"),
+        (["data.jsonl", "test.json"], "keep only data.jsonl"),
+        (["data.jsonl", "val.jsonl"], "keep only data.jsonl"),
+        (["data.jsonl", "dev.json"], "keep only data.jsonl"),
+        (["data.json", "Test.json"], "keep only data.json"),
+        (["train.jsonl", "val.jsonl"], "validation.jsonl for a validation set"),
+        (["train.jsonl", "valid.json"], "validation.jsonl for a validation set"),
+        (["records.jsonl", "test.json"], "keep only data.jsonl"),
+        (["data.jsonl", "data.json"], "keep one file of each name"),
+        (["train.jsonl", "train.json"], "keep one file of each name"),
+        (["records.jsonl", "data.jsonl", "test.jsonl"], "keep only data.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("with_validation", [False, True])
+def test_no_file_of_records_is_left_out_silently(names, advice, with_validation, tmp_path, settings):
+    for name in names + ["validation.jsonl"] * with_validation:
+        content = b"\n".join(answered(*(f"{name}{at}" for at in range(8))))
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_folder(settings(root=tmp_path), 0)
+    message = str(caught.value)
+    assert message.startswith(f"data.root: {tmp_path} holds ") and advice in message
+    assert all(name in message for name in names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["records.jsonl"], ["data.json"], ["train.jsonl", "test.jsonl"], ["data.jsonl", "validation.jsonl"]],
+)
+@pytest.mark.parametrize("hidden", ["._{}", ".{}"])
+def test_hidden_files_are_no_records(names, hidden, tmp_path, settings):
+    for name in names:
+        (tmp_path / name).write_bytes(b"\n".join(answered(*(f"{name}{at}" for at in range(8)))))
+        plain = hidden.format(name)
+        (tmp_path / plain).write_bytes(b"\0\5\x16\7 resource")
+    (tmp_path / hidden.format("other.jsonl")).write_bytes(b"\0\5\x16\7 resource")
+    data = load_folder(settings(root=tmp_path), 0)
+    assert len(data.examples) == (16 if "test.jsonl" in names else 8)
+    assert not data.rejected
+
+
+@pytest.mark.parametrize("names", [["data.jsonl", "classes.json"], ["data.jsonl", "a.jsonl", "b.jsonl"]])
+def test_a_file_named_data_is_chosen_among_files_of_other_names(names, tmp_path, settings):
+    for name in names:
+        (tmp_path / name).write_bytes(line(id=name))
+    assert [one.id for one in load_folder(settings(root=tmp_path), 0).examples] == ["data.jsonl"]
+
+
+@pytest.mark.parametrize("place", ["folder", "folder/deep"])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_costs_its_records_only(place, error, reason, filled, load, monkeypatch):
+    (filled / place).mkdir(parents=True, exist_ok=True)
+    closed, list_names = os.path.realpath(filled / place), os.listdir
+
+    def listed(folder="."):
+        if os.fspath(folder) == closed:
+            raise error
+        return list_names(folder)
+
+    monkeypatch.setattr(os, "listdir", listed)
+    lines = [line(id="a", image="good.png"), line(image=f"{place}/x.png"), line(image=f"{place}/more/y.png")]
+    data = load(*lines, line(id="b"), max_rejected=1.0)
+    assert [one.id for one in examples_of(data)] == ["a", "b"]
+    assert [(one.line, one.reason) for one in data.rejected] == [
+        (2, f"image '{place}/x.png' is unreadable ({reason})"),
+        (3, f"image '{place}/more/y.png' is unreadable ({reason})"),
+    ]
+
+
+@pytest.mark.parametrize("closed", ["the folder", "its file"])
+def test_records_that_may_not_be_read_give_advice_about_reading(closed, tmp_path, settings, monkeypatch):
+    (tmp_path / "data.jsonl").write_bytes(line())
+
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    if closed == "the folder":
+        monkeypatch.setattr(os, "listdir", refuse)
+    else:
+        monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UserError, match="allow this user to read it") as caught:
+        load_folder(settings(root=tmp_path), 0)
+    assert str(tmp_path) in str(caught.value) and "--out" not in str(caught.value)
+
+
 def test_loading_does_not_depend_on_the_path_of_the_folder(tmp_path, settings):
     data_sets = []
     for name in ("here", "there"):

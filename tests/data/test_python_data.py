@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -312,6 +314,13 @@ def test_a_damaged_line_of_a_table_costs_that_line_only(tmp_path: Path) -> None:
     found = examples_of(file)
     assert [(one.text, one.answer) for one in found.test] == [("a;b", "x"), ("c", "y")]
     assert [rejected.line for rejected in found.rejected] == [3]
+
+
+@pytest.mark.parametrize("inside", ["", "data.jsonl", "table.csv"])
+def test_a_path_that_is_not_utf_8_is_read_from_python(inside: str, folder: Path, tmp_path: Path) -> None:
+    copy = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("turns.json"))
+    assert {one.id for one in examples_of(copy / inside).test} == {f"r{number}" for number in range(COUNT)}
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,9 @@ def _groups(folder: Path) -> tuple[int, dict[str, int]]:
     """Return the number of groups of a folder's records, and part → how many examples it has."""
     from fedloom.config.schema import Data
     from fedloom.data import load_data
+    from fedloom.data.own_folder import require_utf8
 
+    require_utf8(folder)
     data = load_data(Data(name="folder", root=str(folder)), 0)
     groups = {example.group for example in data.train if example.group is not None}
     return len(groups), {"train": len(data.train), "test": len(data.test)}

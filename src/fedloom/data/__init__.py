@@ -28,6 +28,7 @@ from fedloom.data.mimic_cxr import MIMIC_CXR
 from fedloom.data.own_folder import load_folder
 from fedloom.data.plugin_data import PluginLoader
 from fedloom.data.published_data_set import Source
+from fedloom.data.python_data import PythonLoader
 from fedloom.data.refcoco import REFCOCO
 from fedloom.data.science_qa import SCIENCE_QA
 from fedloom.data.slake import SLAKE
@@ -106,9 +107,9 @@ def tasks(name: str) -> tuple[str, ...]:
 
 
 def has_validation(name: str, datasets: Mapping[str, Loader] = DATASETS) -> bool:
-    """Return whether a data set may have a validation set of its owners; for a folder, its files decide."""
+    """Return whether a data set may have a validation set of its owners; for data of the user's own, the records decide."""
     load = datasets[name]
-    if isinstance(load, PluginLoader):
+    if isinstance(load, PluginLoader | PythonLoader):
         return True
     return load is load_folder or (isinstance(load, Source) and load.has_validation)
 

@@ -16,7 +16,7 @@ from fedloom.data import BUNDLED, DATASETS, Loader
 from fedloom.data.duplicates import normalized_text, pixel_key
 from fedloom.data.fashion_mnist import HOME as FASHION_MNIST
 from fedloom.data.licenses import license_of
-from fedloom.data.own_folder import folder_has_validation
+from fedloom.data.own_folder import folder_has_validation, require_utf8
 from fedloom.data.plugin_data import PluginLoader
 from fedloom.data.published_data_set import Row, Source
 from fedloom.data.record_files import quoted
@@ -133,8 +133,10 @@ def check(
         datasets: Name → loader.
 
     Raises:
-        UserError: There is no such variant.
+        UserError: There is no such variant, or the path of the folder cannot be a setting.
     """
+    if root is not None:
+        require_utf8(root)
     report = _check(name, root, variant, max_rejected, datasets)
     return replace(report, license=license_of(name, root))
 

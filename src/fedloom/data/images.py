@@ -112,6 +112,12 @@ def quick_check(path: Path) -> str | None:
     return None if _is_known(head) else _unknown(head)
 
 
+def holds_image(path: Path) -> bool:
+    """Return whether the first bytes of a file are those of an image, also of a format that is not read."""
+    reason = quick_check(path)
+    return reason is None or reason.partition(",")[0].endswith(" image")  # "a GIF image, not a PNG, …"
+
+
 @dataclass(frozen=True)
 class FileImage:
     """An image in a file of its own; `key` is the SHA-256 of the file's bytes.

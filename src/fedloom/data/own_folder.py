@@ -1,7 +1,8 @@
 """Load the user's own data: a folder with records and images.
 
 The folder (`data.root`) holds the files `train` and `test`, or `data`, or one file of any name, and optionally
-`validation`. Each has the suffix `.jsonl`, which is preferred, or `.json`. A `.jsonl` file has one object per line:
+`validation`. Each has the suffix `.jsonl`, which is preferred, or `.json`. Hidden files do not count. Files that would be left
+out (`data` with `train`, `test` or `val`, or two of one name) are refused. A `.jsonl` file has one object per line:
 
     {"question": "Is there a fracture?", "answer": "no", "image": "scans/17.png", "text": "Fell from a bike."}
 
@@ -43,6 +44,7 @@ image and text is invalid too, since a benchmark of modalities cannot use it; pu
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,7 +56,7 @@ from fedloom.data.loading import divide
 from fedloom.data.record_examples import examples_of_record
 from fedloom.data.record_fields import FindAnyImage, InvalidRecord, image_finder, text
 from fedloom.data.record_files import Record, quoted, read_records
-from fedloom.system.errors import UserError
+from fedloom.system.errors import UserError, reading
 from fedloom.types import DataSet, Example, Rejected
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ MAX_CLOSED = 50
 SUFFIXES = (".jsonl", ".json")
 SPLITS = ("train", "test")
 VALIDATION = "validation"
+USUAL = ("data", *SPLITS, VALIDATION, "val", "valid", "dev")
+"""Names that mark a file as records, so that none of several is left out; other `.json` files may be anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,19 @@ def load_folder(settings: Data, seed: int) -> DataSet:
         (split, record) for split, path in _files(root, validation=published) for record in read_records(path)
     )
     return _data_set(records, find_image, settings, seed)
+
+
+def require_utf8(folder: Path) -> None:
+    """Refuse the path of a folder that `data.root` cannot hold, because recipes and results are UTF-8 text.
+
+    Raises:
+        UserError: The path is not UTF-8.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(folder).decode(errors="backslashreplace")
+        raise UserError(f"data.root: the path {shown} is not UTF-8 text; rename the folder") from None
 
 
 def load_records(
@@ -217,13 +234,11 @@ def _files(root: Path, *, validation: bool) -> list[tuple[str | None, Path]]:
     """Return the files of records with their splits (None if records decide), the file of the validation set last."""
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder")
-    named = {
-        split: [path for suffix in SUFFIXES if (path := root / f"{split}{suffix}").is_file()]
-        for split in (*SPLITS, VALIDATION)
-    }
+    there = _stored_files(root)
+    named = {split: [path for path in there if path.stem == split] for split in (*SPLITS, VALIDATION)}
     splits = SPLITS if all(named[split] for split in SPLITS) else ()
     files: list[tuple[str | None, Path]] = [(split, path) for split in splits for path in named[split]]
-    files = files or [(None, _single(root))]
+    files = files or [(None, _single(root, there))]
     if validation and all(path not in named[VALIDATION] for _, path in files):
         splits = (*splits, VALIDATION)
         files += [(VALIDATION, path) for path in named[VALIDATION]]
@@ -233,23 +248,40 @@ def _files(root: Path, *, validation: bool) -> list[tuple[str | None, Path]]:
     return files
 
 
-def _single(root: Path) -> Path:
+def _stored_files(root: Path) -> list[Path]:
+    """Return the files of a folder that may hold records, those with the preferred suffix first; hidden files do not count."""
+    with reading(root):
+        files = [path for path in sorted(root.iterdir()) if path.suffix in SUFFIXES and path.is_file()]
+    shown = [path for path in files if not path.name.startswith(".")]
+    return sorted(shown, key=lambda path: SUFFIXES.index(path.suffix))
+
+
+def _single(root: Path, there: Sequence[Path]) -> Path:
     """Return the only file of records; a validation set only if there is no other file."""
-    for validates in (False, True):
-        for suffix in SUFFIXES:
-            paths = sorted(path for path in root.glob(f"*{suffix}") if path.is_file())
-            files = [path for path in paths if (path.stem == VALIDATION) is validates]
-            if len(files) > 1:
-                names = ", ".join(path.name for path in files)
-                files = [path for path in files if path.stem == "data"]
-                if not files:
-                    raise UserError(
-                        f"data.root: {root} holds {names}; rename one to data{suffix}, or two to train{suffix} and "
-                        f"test{suffix}"
-                    )
-            if files:
-                return files[0]
-    raise UserError(f"data.root: {root} holds no file of records (data.jsonl, or train.jsonl and test.jsonl)")
+    files = [path for path in there if path.stem != VALIDATION] or there
+    usual = [path for path in files if path.stem.lower() in USUAL]
+    preferred = [path for path in files if path.suffix == SUFFIXES[0]]
+    if preferred:
+        files = [*preferred, *(path for path in usual if path not in preferred)]
+    if not files:
+        raise UserError(
+            f"data.root: {root} holds no file of records (data.jsonl, or train.jsonl and test.jsonl)"
+        )
+    if len(files) == 1:
+        return files[0]
+    if len(usual) == 1 and usual[0].stem == "data":
+        return usual[0]
+    names, suffix = ", ".join(path.name for path in files), files[0].suffix
+    if len({path.stem for path in files}) < len(files):
+        raise UserError(f"data.root: {root} holds {names}; keep one file of each name")
+    if usual:
+        raise UserError(
+            f"data.root: {root} holds {names}, and which of them are to be read is unclear; keep only data{suffix}, or "
+            f"train{suffix} and test{suffix} (and validation{suffix} for a validation set), and move the others elsewhere"
+        )
+    raise UserError(
+        f"data.root: {root} holds {names}; rename one to data{suffix}, or two to train{suffix} and test{suffix}"
+    )
 
 
 def _rows(

@@ -71,7 +71,8 @@ class PythonLoader:
         if (folder := _record_folder(self.value)) is not None:
             return load_folder(settings.model_copy(update={"root": str(folder)}), seed)
         with _reading(self.value):
-            return load_records(*_records_and_images(self.value), settings, seed)
+            published = settings.validation == "published"
+            return load_records(*_records_and_images(self.value, validation=published), settings, seed)
 
 
 def examples_of(value: Any) -> DataSet:
@@ -87,7 +88,8 @@ def examples_of(value: Any) -> DataSet:
     if (folder := _record_folder(value)) is not None:
         from fedloom.config.schema import Data
 
-        data = load_folder(Data(name="folder", root=str(folder)), 0)
+        # No recipe will hold the path, which may therefore be one that the settings refuse.
+        data = load_folder(Data(name="folder").model_copy(update={"root": str(folder)}), 0)
         return DataSet("data", (), data.examples, data.rejected)
     with _reading(value):
         examples, rejected = undivided_examples(*_records_and_images(value))
@@ -109,11 +111,18 @@ def _title(value: Any) -> str:
     return str(value) if isinstance(value, str | Path) else "the data passed from Python"
 
 
-def _records_and_images(value: Any) -> tuple[Iterator[Record | Rejected], FindAnyImage]:
-    """Return the records of data, and the function that finds their images; names of images in a file are beside it."""
+def _records_and_images(
+    value: Any, *, validation: bool = True
+) -> tuple[Iterator[Record | Rejected], FindAnyImage]:
+    """Return the records of data, and the function that finds their images; names of images in a file are beside it.
+
+    Args:
+        value: The data.
+        validation: Whether to read the validation part of a folder of classes.
+    """
     images = list[LazyImage]()
     path = Path(value) if isinstance(value, str | Path) else None
-    rows = _numbered(_rows(value), _title(value))
+    rows = _numbered(_rows(value, validation=validation), _title(value))
     records = _records(rows, "data" if path is None else path.name, images)
     return records, partial(_image_of, images, Path() if path is None else path.parent)
 
@@ -134,13 +143,13 @@ def _record_folder(value: Any) -> Path | None:
     return None
 
 
-def _rows(value: Any) -> Iterable[Any]:
+def _rows(value: Any, *, validation: bool) -> Iterable[Any]:
     rows = _table_rows(value)
     if rows is not None:
         return rows
     if isinstance(value, str | Path):
         path = Path(value)
-        return class_records(path) if path.is_dir() else _file_rows(path)
+        return class_records(path, validation=validation) if path.is_dir() else _file_rows(path)
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return value
     raise UserError(f"data: expected {KINDS}, not a {type(value).__name__}")

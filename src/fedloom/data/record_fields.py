@@ -102,26 +102,33 @@ def _linked_folder(root: str, path: str) -> str:
     return os.path.realpath(first) if os.path.islink(first) and os.path.isdir(first) else root
 
 
-ListNames = Callable[[str], dict[str, list[str]]]
-"""Folder → the names in it, by their composed Unicode form."""
+ListNames = Callable[[str], dict[str, list[str]] | InvalidRecord]
+"""Folder → the names in it, by their composed Unicode form; or why an image in it cannot be used."""
 
 
-def _names_in(folder: str) -> dict[str, list[str]]:
+def _names_in(folder: str) -> dict[str, list[str]] | InvalidRecord:
+    try:
+        stored = os.listdir(folder)
+    except OSError as error:  # costs the records with images there, and no others
+        return InvalidRecord(f"is unreadable ({error.strerror})")
     names: dict[str, list[str]] = {}
-    for name in os.listdir(folder):
+    for name in stored:
         names.setdefault(unicodedata.normalize("NFC", name), []).append(name)
     return names
 
 
 def _spelled_as_stored(root: str, name: str, list_names: ListNames) -> str | InvalidRecord:
-    """Return a name in the Unicode form that the file system uses for it, or unchanged if there is none.
+    """Return a name in the Unicode form that the file system uses for it, or unchanged if there is none, or why it is of no use.
 
     Some systems store é as one character and others as two, and archives carry names between them.
     """
     path = root
     for part in name.split("/"):
         if not os.path.lexists(os.path.join(path, part)) and os.path.isdir(path):
-            same = list_names(path).get(unicodedata.normalize("NFC", part), [])
+            names = list_names(path)
+            if isinstance(names, InvalidRecord):
+                return names
+            same = names.get(unicodedata.normalize("NFC", part), [])
             if len(same) > 1:
                 return InvalidRecord(f"is there {len(same)} times, in several Unicode forms of its name")
             part = same[0] if same else part

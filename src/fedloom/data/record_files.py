@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fedloom.system.errors import UserError
+from fedloom.system.errors import UserError, reading
 from fedloom.types import Rejected
 
 MAX_LINE = 1_000_000
@@ -31,7 +31,7 @@ class Record:
 
     Attributes:
         file: The name of the file in messages.
-        unit: "line", "entry" of a JSON list, or another name for a record of the file.
+        unit: "line", "entry" of a JSON list, or another name for a record of the file; "" if the file is the record.
         number: Number of the line or entry, counted from 1.
         values: The object; the values of a row are texts.
     """
@@ -44,7 +44,7 @@ class Record:
     @property
     def place(self) -> str:
         """The place of the record in words, such as "data.jsonl, line 3"."""
-        return f"{self.file}, {self.unit} {self.number}"
+        return f"{self.file}, {self.unit} {self.number}" if self.unit else self.file
 
     def rejected(self, reason: str) -> Rejected:
         """Return this record as an invalid one."""
@@ -64,10 +64,10 @@ def read_records(path: Path, name: str | None = None) -> Iterator[Record | Rejec
         name: The name of the file in messages; its own name if None.
 
     Raises:
-        UserError: A JSON list as a whole or the columns of a table cannot be read, or the file is UTF-16 text.
+        UserError: A JSON list as a whole or the columns of a table cannot be read, or the file is UTF-16 text or may not be read.
             An invalid line costs that line only.
     """
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         if file.read(2) in _UTF_16:
             raise UserError(f"{path}: it is UTF-16 text; save it as UTF-8")
     read = {".jsonl": _json_lines, ".tsv": _tsv, ".csv": _csv}.get(path.suffix.lower(), _json_list)
@@ -254,11 +254,9 @@ def _record(value: Any, name: str, unit: str, number: int) -> Record | Rejected:
 
 
 def _rejected(file: str, unit: str, number: int, reason: str) -> Rejected:
-    return (
-        Rejected(file, number, reason)
-        if unit == "line"
-        else Rejected(file, None, f"{unit} {number}: {reason}")
-    )
+    if unit == "line":
+        return Rejected(file, number, reason)
+    return Rejected(file, None, f"{unit} {number}: {reason}" if unit else reason)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:

@@ -13,14 +13,16 @@ from pathlib import Path
 _PACKAGE = Path(__file__).parent.parent
 
 _FULL = "no space is left on the disk; make room, or write elsewhere with --out"
+_DENIED = "permission is denied; change its permissions, or write elsewhere with --out"
+_UNREADABLE = "it cannot be read, because permission is denied; allow this user to read it"
 _OPEN = "too many files are open; allow more with `ulimit -n`, or use fewer workers and jobs"
 _MACHINE = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: "the disk quota is used up; make room, or write elsewhere with --out",
     errno.EFBIG: "the file is larger than this system allows",
     errno.EROFS: "this file system is read-only; write elsewhere with --out",
-    errno.EACCES: "permission is denied; change its permissions, or write elsewhere with --out",
-    errno.EPERM: "permission is denied; change its permissions, or write elsewhere with --out",
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
     errno.ENOENT: "it does not exist, or no longer exists",
     errno.EEXIST: "it already exists and is not a folder; a folder is needed",
     errno.ENOTEMPTY: "the folder is not empty",
@@ -125,6 +127,19 @@ def user_errors() -> Iterator[None]:
         raise UserError(message) from error
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise a `UserError` with advice about reading a file or folder in place of a `PermissionError`, whose advice is about writing.
+
+    Args:
+        path: The file or folder, which the message names if the error does not.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"{' → '.join(_names(error)) or path}: {_UNREADABLE}") from error
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory ran out; on a CPU, torch raises a plain RuntimeError."""
     if isinstance(error, OSError):
@@ -148,13 +163,26 @@ def is_of_accelerator(error: BaseException) -> bool:
 
 
 def _system_sentence(error: OSError) -> str:
-    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    names += [str(name) for name in (error.filename,) if isinstance(name, os.PathLike)]
+    names = _names(error)
     reason = _MACHINE.get(error.errno or 0) or error.strerror
+    if reason == _DENIED and names and _is_unreadable(names[0]):
+        reason = _UNREADABLE
     where = f"{' → '.join(names)}: " if names else ""
     if reason is None:  # raised by a library with a text of its own
         return f"{where}{first_line(error) or type(error).__name__}, {_last_own_line(error)}"
     return f"{where}{reason}" if names else f"{reason}, {_last_own_line(error)}"
+
+
+def _names(error: OSError) -> list[str]:
+    """Return the names of the files that an error of the system is about."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return names + [str(name) for name in (error.filename,) if isinstance(name, os.PathLike)]
+
+
+def _is_unreadable(name: str) -> bool:
+    """Return whether a file or folder exists and may not be read: an error does not say what was tried, but this does."""
+    needed = os.R_OK | os.X_OK if os.path.isdir(name) else os.R_OK
+    return os.path.lexists(name) and not os.access(name, needed)
 
 
 def _type_and_message(error: BaseException) -> str:
