@@ -248,11 +248,87 @@ def test_null_and_empty_mean_absent_and_no_image_is_lost_or_moved(read, record):
 
 
 @pytest.mark.parametrize("role", ["system", "assistant"])
-def test_an_image_that_no_question_shows_makes_its_record_invalid(read, role):
-    said = {"user": "Which?", "assistant": "yes", "system": "Be brief."}
-    said[role] = [{"type": "image", "image": "a.png"}, {"type": "text", "text": said[role]}]
-    turns = [{"role": one, "content": said[one]} for one in ("system", "user", "assistant")]
-    why = f"a turn of the {role} shows an image, which only questions can"
+@pytest.mark.parametrize(
+    "shown",
+    [
+        [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Well."}],
+        [{"type": "text", "text": "Well <image>."}],
+        ["Well <image>."],
+        "Well <image>.",
+        "Well <img>a.png</img>.",
+    ],
+)
+@pytest.mark.parametrize("keys", [("messages", "role", "content"), ("conversations", "from", "value")])
+def test_an_image_that_no_question_shows_makes_its_record_invalid(read, role, shown, keys):
+    said = {"user": "Which?", "assistant": "yes", "system": "Be brief."} | {role: shown}
+    turns = [{keys[1]: one, keys[2]: said[one]} for one in ("system", "user", "assistant")]
+    why = f"a turn of the {role} shows an image or holds an <image> mark, which only questions can"
+    assert read({"id": "x", "image": "a.png", keys[0]: turns}, rejected=[(1, why)]) == {}
+
+
+OUTSIDE = " shows an image or holds an <image> mark, which only questions can"
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        ({"messages": say(("user", "Q?"), ("assistant", "A")), "system": "See <image>."}, "a system text" + OUTSIDE),
+        ({"query": "Q?", "response": "A <image>"}, "a turn of the assistant" + OUTSIDE),
+        ({"query": "Q?", "response": "A", "history": [["Q?", "<image>"]]}, "a turn of the assistant" + OUTSIDE),
+        ({"instruction": "Q?", "input": "", "output": "<image>"}, "a turn of the assistant" + OUTSIDE),
+        ({"question": "Q?", "answer": "<image>"}, "answer holds an <image> mark, which only the question can"),
+        ({"question": "<image>Q?", "answer": "<image>"}, "answer holds an <image> mark, which only the question can"),
+    ],
+)  # fmt: skip
+def test_a_mark_outside_of_questions_makes_its_record_invalid(read, record, why):
+    assert read({"id": "x", "image": "a.png", **record}, rejected=[(1, why)]) == {}
+
+
+A, B = ({"type": "image", "image": name} for name in NAMES)
+HERE = {"type": "image"}
+
+
+def words(content):
+    return {"type": "text", "text": content}
+
+
+@pytest.mark.parametrize(
+    ("asked", "images", "expected"),
+    [
+        ([[words("Is <image> like"), B]], ["a.png"], [["a.png", "b.png"]]),
+        ([[B, words("like <image>?")]], ["a.png"], [["b.png", "a.png"]]),
+        ([["Is <image> like", B]], ["a.png"], [["a.png", "b.png"]]),
+        ([[HERE, words("like"), B]], ["a.png"], [["a.png", "b.png"]]),
+        ([[B, words("<image>"), HERE]], ["a.png", "b.png"], [["b.png", "a.png", "b.png"]]),
+        ([[words("<img>b.png</img> or <image>"), A]], ["b.png"], [["b.png", "b.png", "a.png"]]),
+        (["Is <image> like", [B]], ["a.png"], [["a.png", "b.png"]]),
+        ([[A], "and <image>?"], ["b.png"], [["a.png", "b.png"]]),
+        ([[words("<image> <image>"), B]], ["a.png"], [["a.png", "b.png"]]),
+        ([[B, words("<image>")], None, "And <image>, <img>b.png</img>?"], ["a.png"], [["b.png", "a.png"], ["b.png"]]),
+    ],
+)  # fmt: skip
+def test_a_mark_without_a_name_takes_the_next_image_of_the_record(read, asked, images, expected):
+    turns = [("assistant", "Yes.") if content is None else ("user", content) for content in asked]
+    examples = read({"id": "x", "images": images, "messages": say(*turns, ("assistant", "No."))})
+    example = list(examples.values())[-1]
+    assert names(example) == expected
+    assert "<im" not in "".join(turn.user for turn in example.turns)
+    assert all(len(turn.places) == len(turn.pictures) for turn in example.turns)
+
+
+def test_images_are_at_the_places_of_their_own_marks(read):
+    asked = [words("One <image> two"), B, words("three <image> four")]
+    example = read({"id": "x", "images": ["a.png"], "messages": say(("user", asked), ("assistant", "A"))})[
+        "x"
+    ]
+    (turn,) = example.turns
+    assert (turn.user, names(example)) == ("One  two\n\nthree  four", [["a.png", "b.png"]])
+    assert turn.places == (4, 9)
+
+
+def test_a_mark_that_ends_in_another_part_makes_its_record_invalid(read):
+    turns = say(("user", [words("<img>a"), A, words("</img>?")]), ("assistant", "A"))
+    why = "a mark <img>…</img> begins in one part of a question and ends in another"
     assert read({"id": "x", "messages": turns}, rejected=[(1, why)]) == {}
 
 

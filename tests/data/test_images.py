@@ -230,6 +230,15 @@ def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path):
     assert FileImage(path).pixels()[0, :, 0].tolist() == [0, 1, 127, 255]
 
 
+@pytest.mark.parametrize("clear", [0, 300, 65535])
+def test_the_transparent_value_of_sixteen_bit_gray_becomes_white(tmp_path, clear):
+    values = np.array([[0, 300, 301, 65535]], np.uint16)
+    path = tmp_path / "deep.png"
+    path.write_bytes(saved(Image.fromarray(values), transparency=clear))
+    expected = np.where(values == clear, 255, values // 257)
+    assert FileImage(path).pixels()[0, :, 0].tolist() == expected[0].tolist()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_every_mode_becomes_rgb(tmp_path, mode):
     path = tmp_path / "picture.png"

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ def picture(number: int) -> Image.Image:
 class DataFrame:
     """A stand-in for that of pandas, which need not be installed; recognized by its name."""
 
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self._rows = rows
+    def __init__(self, rows: list[dict[str, Any]], columns: Sequence[Any] | None = None) -> None:
+        self._rows, self.columns = rows, list(rows[0]) if columns is None else columns
 
     def to_dict(self, orient: str) -> list[dict[str, Any]]:
         assert orient == "records"
@@ -296,6 +296,15 @@ def test_a_folder_of_classes_is_a_data_set(tmp_path: Path) -> None:
         ({"question": Path("x")}, "question is a value of type"),
         ({"answer": np.int64(3)}, 'answer is the number 3, not text; give the name of the class, or "3"'),
         ({"image": {"bytes": b"no image"}}, "image: it is"),
+        ({"image": b""}, "image: it is empty (0 bytes)"),
+        ({"image": {"bytes": b"", "path": "0.png"}}, "image: it is empty (0 bytes)"),
+        ({"image": "\0image 99"}, "image holds a NUL character"),
+        ({"image": "\0image 0"}, "image holds a NUL character"),
+        ({"image": "\0image x"}, "image holds a NUL character"),
+        ({"image": {"path": "\0image 0", "bytes": None}}, "image holds a NUL character"),
+        ({"image": None, "images": [np.str_("\0image 0")]}, "images holds a NUL character"),
+        ({"question": "<img>\0image 0</img>?"}, "question holds a NUL character"),
+        ({1: "a", "1": "b"}, "it has several keys of the name '1'"),
         ({"image": {"bytes": None, "path": None}, "text": None}, "neither image nor text"),
     ],
 )
@@ -351,6 +360,56 @@ def test_a_pil_image_is_seen_as_the_same_image_in_a_file(mode: str, tmp_path: Pa
     image.save(path)
     with Image.open(path) as stored:
         assert np.array_equal(python_image(stored).pixels(), python_image(path).pixels())
+
+
+def filled(mode: str, value: float) -> Image.Image:
+    return Image.new(mode, (3, 2), value)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        *((Image.new(mode, size), "the PIL image has no pixels") for mode in ("RGB", "L", "I;16", "F")
+          for size in ((0, 0), (0, 5), (5, 0))),
+        *((filled("F", value), "mode F have no fixed range") for value in (0.0, 0.5, 1.0, 200.0, float("nan"))),
+        *((filled("I", value), "mode I have no fixed range") for value in (-5, 0, 255, 65_535, 70_000)),
+        (Image.new("1", (20_000, 20_000)), "20,000 × 20,000 pixels, more than 50,000,000"),
+        (np.broadcast_to(np.uint8(0), (20_000, 20_000, 3)), "20,000 × 20,000 pixels, more than 50,000,000"),
+        (np.zeros((0, 5, 3), np.uint8), "an array of pixels must have the shape"),
+        (np.zeros((5, 5, 3), np.float32), "an array of pixels must have the shape"),
+    ],
+)  # fmt: skip
+def test_pixels_that_would_become_others_are_refused(image: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        python_image(image)
+    row = {"image": image, "question": "?", "answer": "!"}
+    found = examples_of([row, row | {"image": picture(0)}])
+    assert len(found.test) == 1 and [reason in str(one) for one in found.rejected] == [True]
+
+
+@pytest.mark.parametrize(
+    "columns", [["question", "answer", "text", "answer"], ["question", "answer", "text", 1, "1"]]
+)
+def test_columns_of_one_name_are_refused(columns: list[Any]) -> None:
+    frame = DataFrame([{"question": "?", "answer": "!", "text": "so"}], columns)
+    message = f"the DataFrame has several columns of the name '{columns[-1]}'"
+    with pytest.raises(UserError, match=message):
+        examples_of(frame)
+    experiment = fedloom.Experiment(data=frame)
+    with pytest.raises(UserError, match=message):
+        load_data(experiment.data, 0, experiment.datasets)
+
+
+def test_columns_of_one_name_are_refused_in_real_tables(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    names = ["question", "answer", "text", "answer"]
+    with pytest.raises(UserError, match="the DataFrame has several columns of the name 'answer'"):
+        examples_of(pandas.DataFrame([["?", "!", "so", "or"]], columns=names))
+    file = tmp_path / "table.parquet"
+    parquet.write_table(pyarrow.table([pyarrow.array(["so"])] * 4, names=names), file)
+    with pytest.raises(UserError, match=r"table\.parquet has several columns of the name 'answer'"):
+        examples_of(file)
 
 
 def test_mistakes_in_python_are_reported_as_those_in_files() -> None:

@@ -76,7 +76,7 @@ class ParsedConversation:
 
 
 TurnContent = tuple[str, list["str | None"], bool]
-"""A turn's text with an "<image>" for every image, the names of images in the turn itself, and whether it is learned."""
+"""A turn's text with a mark for every image, the name of each mark's image (None: the record names it), and whether it is learned."""
 
 
 def is_conversation(record: dict[str, Any]) -> bool:
@@ -114,12 +114,15 @@ def read_conversation(record: dict[str, Any], find_image: FindAnyImage) -> Parse
     for key, what in UNSUPPORTED.items():
         if not _empty(record.get(key)):
             raise InvalidRecord(f"it has {what} ({key}), which cannot be used")
-    system = [own] if (own := text(record, "system")) else []
+    own = text(record, "system")
+    if own is not None and MARK.search(own):
+        raise InvalidRecord(_not_a_question("system text"))
+    system = [own] if own else []
     questions: list[list[TurnContent]] = []
     answers: list[list[TurnContent]] = []
     for role, content in _turns(record):
         if role != "user" and content[1]:
-            raise InvalidRecord(f"a turn of the {role} shows an image, which only questions can")
+            raise InvalidRecord(_not_a_question(f"turn of the {role}"))
         if role == "system":
             system.append(content[0].strip())
         elif role == "user":
@@ -148,6 +151,10 @@ def read_conversation(record: dict[str, Any], find_image: FindAnyImage) -> Parse
     if not any(learned):
         raise InvalidRecord("none of its answers is to be learned")
     return ParsedConversation(tuple(turns_with_answers), learned, "\n".join(system) or None)
+
+
+def _not_a_question(what: str) -> str:
+    return f"a {what} shows an image or holds an <image> mark, which only questions can"
 
 
 def image_names(record: dict[str, Any]) -> list[str]:
@@ -206,7 +213,7 @@ def _turns(record: dict[str, Any]) -> Iterator[tuple[str, TurnContent]]:
         yield "assistant", _content({"history": answer}, "history")
     question = _content(record, first)
     if first == "instruction" and (more := text(record, "input")):
-        question = f"{question[0]}\n{more}".strip(), question[1], True
+        question = f"{question[0]}\n{more}".strip(), [*question[1], *_names_in(more)], True
     yield "user", question
     yield "assistant", _content(record, last)
 
@@ -237,12 +244,14 @@ def _content(turn: dict[str, Any], key: str) -> TurnContent:
     """Return the content of a turn, which is text or a list of parts."""
     value = turn.get(key)
     if not isinstance(value, list):
-        return text(turn, key) or "", [], True
+        only = text(turn, key) or ""
+        return only, _names_in(only), True
     words: list[str] = []
     names: list[str | None] = []
     for part in value:
         if isinstance(part, str):
             words.append(part)
+            names += _names_in(part)
             continue
         if not isinstance(part, dict):
             raise InvalidRecord(f"a part of {key} is {json_type(part)}, not text or image")
@@ -256,6 +265,7 @@ def _content(turn: dict[str, Any], key: str) -> TurnContent:
             what = "text" if own is None else "image"
         if what in ("text", "input_text", "output_text"):
             words.append(text(part, "text") or "")
+            names += _names_in(words[-1])
         elif what in ("image", "image_url", "input_image"):
             words.append("<image>")
             names.append(None if own is None else _name(part[own], own))
@@ -266,55 +276,51 @@ def _content(turn: dict[str, Any], key: str) -> TurnContent:
     return joined, names, True
 
 
+def _names_in(words: str) -> list[str | None]:
+    """Return the name that each mark of a text gives to its image, None for "<image>"."""
+    return [None if mark[1] is None else mark[1].strip() for mark in MARK.finditer(words)]
+
+
+def _agree(in_text: Sequence[str | None], names: Sequence[str | None]) -> bool:
+    """Return whether the marks of a joined text are those of its parts."""
+    return len(in_text) == len(names) and all(
+        own in (None, name) for own, name in zip(in_text, names, strict=True)
+    )
+
+
 def _turns_with_images(
     questions: Sequence[Sequence[TurnContent]], names: Sequence[str], find_image: FindAnyImage
 ) -> list[Turn]:
-    """Return the questions without marks, with each image at the place of its mark."""
-    left = list(names)
-    names_of: list[list[str | None]] = []
-    texts: list[str] = []
-    for question in questions:
-        words = "\n".join(content[0] for content in question)
-        own = iter([name for content in question for name in content[1]])
-        marked: list[str | None] = []
-        for mark in MARK.finditer(words):
-            marked.append(mark[1].strip() if mark[1] is not None else next(own, None))
-        names_of.append(marked)
-        texts.append(words)
+    """Return the questions without marks, with each image at the place of its mark.
+
+    Marks that name no image stand for those of the record, in order.
+    """
+    texts = ["\n".join(content[0] for content in question) for question in questions]
+    names_of = [[name for content in question for name in content[1]] for question in questions]
+    if not all(map(_agree, map(_names_in, texts), names_of)):
+        raise InvalidRecord("a mark <img>…</img> begins in one part of a question and ends in another")
     open_marks = sum(name is None for row in names_of for name in row)
-    if open_marks == 0 and left and not any(map(len, names_of)):
-        texts[0] = "<image>" * len(left) + texts[0]
-        names_of[0] = [None] * len(left)
-    elif len(left) == 1 and open_marks > 1:
-        return _turns_with_one_image(texts, left[0], find_image)
-    elif open_marks != len(left):
-        raise InvalidRecord(f"its questions have {open_marks} <image> marks for {len(left)} images")
+    if names and not any(names_of):
+        texts[0] = "<image>" * len(names) + texts[0]
+        names_of[0] = [None] * len(names)
+    elif open_marks != len(names) and not (len(names) == 1 and open_marks > 1):
+        raise InvalidRecord(f"its questions have {open_marks} <image> marks for {len(names)} images")
+    left = iter(names)  # beyond its first mark, a single image is only referred to
+    shown = [[next(left, None) if name is None else name for name in row] for row in names_of]
     return [
-        _turn_with_images(words, [find_image(left.pop(0) if name is None else name) for name in row])
-        for words, row in zip(texts, names_of, strict=True)
+        _turn_with_images(words, [None if name is None else find_image(name) for name in row])
+        for words, row in zip(texts, shown, strict=True)
     ]
 
 
-def _turns_with_one_image(texts: Sequence[str], name: str, find_image: FindAnyImage) -> list[Turn]:
-    """Return the questions without marks, with a single image at the place of its first mark."""
-    turns: list[Turn] = []
-    images = [find_image(name)]
-    for words in texts:
-        count = len(MARK.findall(words))
-        shown_here = images[: bool(count)]
-        images = images[len(shown_here) :]
-        turns.append(_turn_with_images(words, shown_here))
-    return turns
-
-
-def _turn_with_images(words: str, images: Sequence[LazyImage]) -> Turn:
-    """Return a question without marks, with each image at the place of its mark."""
-    pieces = MARK.sub("<image>", words).split("<image>")
-    user, places = "", list[int]()
-    for number, piece in enumerate(pieces):
-        if number and number <= len(images):
+def _turn_with_images(words: str, images: Sequence[LazyImage | None]) -> Turn:
+    """Return a question without marks, with each image at the place of its mark, and none where there is None."""
+    first, *others = MARK.sub("<image>", words).split("<image>")
+    user, places = first.lstrip(), list[int]()
+    for piece, image in zip(others, images, strict=True):
+        if image is not None:
             places.append(len(user))
-        piece = piece if user else piece.lstrip()
-        user += piece
+        user += piece if user else piece.lstrip()
     user = user.rstrip()
-    return Turn(user, "", tuple(images), tuple(min(place, len(user)) for place in places))
+    shown = tuple(image for image in images if image is not None)
+    return Turn(user, "", shown, tuple(min(place, len(user)) for place in places))

@@ -41,6 +41,7 @@ from fedloom.types import LazyImage
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _HEAD = 512
+_EMPTY = "empty (0 bytes)"
 _UNKNOWN = "not a PNG, JPEG or WebP image"
 
 
@@ -86,6 +87,8 @@ def fully_checked_image(path: Path) -> FileImage | str:
 
 def pixels_of_bytes(content: bytes) -> NDArray[np.uint8] | str:
     """Return the pixels of an encoded image, shape [height, width, 3], or the reason why it cannot be used."""
+    if not content:
+        return _EMPTY
     if len(content) > LIMITS.bytes:
         return f"too large (more than {LIMITS.bytes:,} bytes)"
     try:
@@ -245,7 +248,7 @@ def _content(path: Path, limits: Limits, most: int | None = None) -> bytes:
     except OSError as error:
         raise _Refused(f"unreadable ({error.strerror})") from None
     if not content:
-        raise _Refused("empty (0 bytes)")
+        raise _Refused(_EMPTY)
     if len(content) > limits.bytes:
         raise _Refused(f"too large (more than {limits.bytes:,} bytes)")
     return content
@@ -339,12 +342,22 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return _rgb(image, b"")
 
 
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Return 16-bit gray as 8-bit gray, with the transparency of the one value that a PNG may declare transparent."""
+    values = np.asarray(image, np.uint32)
+    gray = Image.fromarray((values // 257).astype(np.uint8))
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):  # compared before scaling, which makes 257 values equal
+        gray.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return gray
+
+
 def _rgb(image: Image.Image, content: bytes) -> Image.Image:
     """Turn an image upright as EXIF says, put transparency on white, and convert every mode to 8-bit RGB."""
     turn = _TURNS.get(_orientation(image, content))
     image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image, np.uint32) // 257).astype(np.uint8))
+        image = _eight_bit(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

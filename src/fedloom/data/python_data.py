@@ -8,6 +8,7 @@ the cells of pandas that are missing, become plain values; class labels of a `da
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from fedloom.data.class_folders import class_records, is_class_folder
 from fedloom.data.own_folder import load_folder, load_records, undivided_examples
 from fedloom.data.python_images import python_image
 from fedloom.data.record_fields import FindAnyImage, InvalidRecord
-from fedloom.data.record_files import Record, read_records
+from fedloom.data.record_files import Record, quoted, read_records
 from fedloom.system.errors import UserError, client_failure
 from fedloom.types import DataSet, Example, LazyImage, Rejected
 
@@ -49,7 +50,7 @@ def is_python_data(value: Any) -> bool:
     """Return whether a value is data, and not the settings of data; a text is data if it is a path."""
     if isinstance(value, str):
         return value.lower().endswith(FILES) or Path(value).is_dir()
-    return isinstance(value, list | tuple | Path) or _table_rows(value) is not None
+    return isinstance(value, list | tuple | Path) or _is_frame(value) or _is_dataset(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +145,11 @@ def _record_folder(value: Any) -> Path | None:
 
 
 def _rows(value: Any, *, validation: bool) -> Iterable[Any]:
-    rows = _table_rows(value)
-    if rows is not None:
-        return rows
+    if _is_frame(value):
+        _require_distinct(getattr(value, "columns", ()), "the DataFrame")
+        return value.to_dict("records")
+    if _is_dataset(value):
+        return _with_class_names(value)
     if isinstance(value, str | Path):
         path = Path(value)
         return class_records(path, validation=validation) if path.is_dir() else _file_rows(path)
@@ -155,17 +158,26 @@ def _rows(value: Any, *, validation: bool) -> Iterable[Any]:
     raise UserError(f"data: expected {KINDS}, not a {type(value).__name__}")
 
 
-def _table_rows(value: Any) -> Iterable[Any] | None:
-    """Return the rows of a pandas DataFrame or a datasets.Dataset; None for anything else.
+def _is_frame(value: Any) -> bool:
+    return "pandas.DataFrame" in _kinds(value)
 
-    Neither library is imported: a value of theirs exists only where they are installed.
-    """
-    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(value).__mro__}
-    if "pandas.DataFrame" in names:
-        return value.to_dict("records")
-    if "datasets.Dataset" in names or "datasets.IterableDataset" in names:
-        return _with_class_names(value)
-    return None
+
+def _is_dataset(value: Any) -> bool:
+    return not _kinds(value).isdisjoint({"datasets.Dataset", "datasets.IterableDataset"})
+
+
+def _kinds(value: Any) -> set[str]:
+    """Return the names of a value's types. No library is imported: a value of its own exists only where it is installed."""
+    return {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(value).__mro__}
+
+
+def _require_distinct(columns: Iterable[Any], what: str) -> None:
+    """Refuse columns of one name, of which a row as a dict keeps the last only."""
+    twice = next((name for name, count in Counter(map(str, columns)).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"data: {what} has several columns of the name {quoted(twice)}; rename or drop all but one"
+        )
 
 
 def _with_class_names(dataset: Any) -> Iterable[Any]:
@@ -201,7 +213,11 @@ def _records(
         plain, reason = dict[str, Any](), None
         for column, value in values.items():
             try:
+                if str(column) in plain:  # such as 1 and "1"
+                    raise UserError(f"it has several keys of the name {quoted(str(column))}")
                 plain[str(column)] = _plain(value, images, is_image=column in IMAGES)
+            except InvalidRecord as error:
+                reason = f"{column} {error}"
             except UserError as error:
                 reason = str(error)
             except Exception as error:  # a value of another library may fail in any way
@@ -248,10 +264,13 @@ def _plain(value: Any, images: list[LazyImage], *, is_image: bool = False) -> An
 
     Raises:
         UserError: An image cannot be used.
+        InvalidRecord: A text looks like a `MARK`.
     """
     if value is None or type(value).__name__ in MISSING or (isinstance(value, float) and value != value):
         return None
     if isinstance(value, str):
+        if MARK in value:  # it would stand for an image of some record
+            raise InvalidRecord("holds a NUL character before the word image; remove it")
         return str(value)
     if isinstance(value, Mapping) and not (is_image and value.get("bytes") is not None):
         plain = {str(key): _plain(one, images, is_image=key in IMAGES) for key, one in value.items()}
@@ -282,5 +301,7 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
         raise UserError(
             f"data: {path}: reading Parquet needs pyarrow; install it with `pip install pyarrow`, or save the data as CSV"
         ) from None
-    for batch in parquet.ParquetFile(path).iter_batches():
+    file = parquet.ParquetFile(path)
+    _require_distinct(file.schema_arrow.names, str(path))
+    for batch in file.iter_batches():
         yield from batch.to_pylist()

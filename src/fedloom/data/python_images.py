@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedloom.data.images import fully_checked_image, pixels_of_bytes, upright_rgb
+from fedloom.data.images import LIMITS, fully_checked_image, pixels_of_bytes, upright_rgb
 from fedloom.system.errors import UserError
 from fedloom.types import LazyImage
+
+NO_RANGE = ("F", "I")
+"""Modes of PIL whose values may mean anything: 0–1, 0–255, 0–65535, or a measurement."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ def python_image(value: Any, what: str = "image") -> LazyImage:
     """Return an image from a path, the bytes of a file, a PIL image of any mode, or an array of shape [height, width, 3].
 
     Args:
-        value: One of these, arrays with values 0–255; {"bytes": …, "path": …} with either of them, as Hugging Face keeps
+        value: One of these, arrays with values 0–255, and no PIL image of a mode without a fixed range (F, I); {"bytes": …, "path": …} with either of them, as Hugging Face keeps
             images; or an image of fedloom's own kind, which is returned unchanged.
         what: Its name in messages.
 
@@ -72,6 +75,7 @@ def python_image(value: Any, what: str = "image") -> LazyImage:
             raise UserError(f"{what}: it is {pixels}")
         return PixelImage(pixels)
     if isinstance(value, Image.Image):
+        _require_usable(value, what)
         try:
             return PixelImage(np.array(upright_rgb(value)))
         except (OSError, ValueError, SyntaxError) as error:
@@ -82,12 +86,32 @@ def python_image(value: Any, what: str = "image") -> LazyImage:
                 f"{what}: an array of pixels must have the shape (height, width, 3) and the type uint8, not "
                 f"{value.shape} and {value.dtype}"
             )
+        _require_size(value.shape[1], value.shape[0], what)
         return PixelImage(np.ascontiguousarray(value).copy())
     if callable(getattr(value, "pixels", None)) and hasattr(value, "key"):
         return value
     raise UserError(
         f"{what}: expected a path, a PIL image or an array of pixels, not a {type(value).__name__}"
     )
+
+
+def _require_usable(image: Image.Image, what: str) -> None:
+    """Refuse a PIL image whose pixels would become others: of a mode without a known range, without pixels, or too large."""
+    if not image.width or not image.height:
+        raise UserError(f"{what}: the PIL image has no pixels ({image.width} × {image.height})")
+    _require_size(image.width, image.height, what)
+    if image.mode in NO_RANGE:
+        raise UserError(
+            f"{what}: the values of a PIL image of mode {image.mode} have no fixed range, so that their brightness is unknown; "
+            "scale them to 0–255 and give an image of mode L or RGB (or to 0–65535, and mode I;16)"
+        )
+
+
+def _require_size(width: int, height: int, what: str) -> None:
+    if width * height > LIMITS.pixels:
+        raise UserError(
+            f"{what}: it has {width:,} × {height:,} pixels, more than {LIMITS.pixels:,}; make it smaller"
+        )
 
 
 def _stored(value: Any) -> Any:

@@ -59,6 +59,8 @@ def _conversation_examples(record: Record, find_image: FindAnyImage) -> list[Exa
 def _single_example(record: Record, find_image: FindAnyImage) -> Example:
     values = record.values
     question, answer = _given(values, "question"), _answer(values)
+    if MARK.search(answer):
+        raise InvalidRecord("answer holds an <image> mark, which only the question can")
     _require_no_misspelling(values)
     options, own_text, names = _options(values), text(values, "text"), image_names(values)
     if not names and own_text is None:

@@ -5,15 +5,15 @@ Each invalid record is reported with its place and the reason.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fedloom.data.csv_rows import CsvFault, csv_rows
 from fedloom.system.errors import UserError, reading
 from fedloom.types import Rejected
 
@@ -57,7 +57,8 @@ def read_records(path: Path, name: str | None = None) -> Iterator[Record | Rejec
     The content decides if a `.jsonl` file is one list of objects, or a `.json` file has an object on every line. Blank
     lines are ignored. A byte-order mark and CRLF line ends are accepted. Unlike Python's own parser, this one does not
     accept NaN, Infinity, or an object that names a key twice. The first line of a `.csv` or `.tsv` file names the columns.
-    In a `.tsv` file quotation marks have no special meaning; columns of a `.csv` file are separated by "," or else by ";".
+    In a `.tsv` file quotation marks have no special meaning; columns of a `.csv` file are separated by "," or else by ";",
+    and a quoted cell may hold several lines.
 
     Args:
         path: The file.
@@ -65,10 +66,11 @@ def read_records(path: Path, name: str | None = None) -> Iterator[Record | Rejec
 
     Raises:
         UserError: A JSON list as a whole or the columns of a table cannot be read, or the file is UTF-16 text or may not be read.
-            An invalid line costs that line only.
+            An invalid line, or an invalid row of a table, costs itself only.
     """
     with reading(path), open(path, "rb") as file:
-        if file.read(2) in _UTF_16:
+        start = file.read(4)
+        if start[:2] in _UTF_16 or _has_every_second_zero(start):
             raise UserError(f"{path}: it is UTF-16 text; save it as UTF-8")
     read = {".jsonl": _json_lines, ".tsv": _tsv, ".csv": _csv}.get(path.suffix.lower(), _json_list)
     if read is _json_lines and _is_list(path):
@@ -76,6 +78,11 @@ def read_records(path: Path, name: str | None = None) -> Iterator[Record | Rejec
     elif read is _json_list and _is_lines(path):
         read = _json_lines
     return read(path, _printable(name or path.name))
+
+
+def _has_every_second_zero(start: bytes) -> bool:
+    """Return whether the first bytes of a file are those of UTF-16 text without a byte-order mark."""
+    return len(start) == 4 and [not byte for byte in start] in ([True, False] * 2, [False, True] * 2)
 
 
 def _is_list(path: Path) -> bool:
@@ -209,9 +216,7 @@ def _tsv(path: Path, name: str) -> Iterator[Record | Rejected]:
                 yield Rejected(name, line, f"not UTF-8 text (byte {error.start + 1})")
                 continue
             if not columns:
-                columns = cells
-                if len(set(columns)) < len(columns):
-                    raise UserError(f"{path}: the first line names a column twice")
+                columns = _distinct(path, cells)
             elif len(cells) != len(columns):
                 yield Rejected(name, line, f"{len(cells)} columns instead of {len(columns)}")
             else:
@@ -219,32 +224,79 @@ def _tsv(path: Path, name: str) -> Iterator[Record | Rejected]:
 
 
 def _csv(path: Path, name: str) -> Iterator[Record | Rejected]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        columns: list[str] = []
-        try:
-            head = file.readline(MAX_LINE)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text ({error.reason})") from None
+    # A byte that is not UTF-8 costs its row only, so it must not end the reading of the file.
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        head = file.readline(MAX_LINE)
         file.seek(0)
-        rows = csv.reader(file, delimiter="," if "," in head or ";" not in head else ";")
-        try:
-            for cells in rows:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                if not columns:
-                    columns = [cell.strip() for cell in cells]
-                    if len(set(columns)) < len(columns):
-                        raise UserError(f"{path}: the first line names a column twice")
-                elif len(cells) != len(columns):
-                    yield Rejected(name, rows.line_num, f"{len(cells)} columns instead of {len(columns)}")
-                else:
-                    yield Record(name, "line", rows.line_num, dict(zip(columns, cells, strict=True)))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text after line {rows.line_num} ({error.reason})") from None
-        except csv.Error as error:
-            raise UserError(
-                f"{path}, line {rows.line_num}: not a table of comma-separated values ({error})"
-            ) from None
+        delimiter = "," if "," in head or ";" not in head else ";"
+        columns: _Columns | None = None
+        for line, cells in csv_rows(file, delimiter, MAX_LINE):
+            if isinstance(cells, CsvFault):
+                if columns is None:
+                    raise UserError(
+                        f"{path}, line {line}: the names of the columns cannot be read: {cells.reason}"
+                    )
+                yield Rejected(name, line, columns.place(cells.column) + cells.reason)
+            elif columns is None:
+                columns = _csv_columns(path, line, cells)
+            elif any(cell.strip() for cell in cells):
+                row = columns.row(cells)
+                yield Rejected(name, line, row) if isinstance(row, str) else Record(name, "line", line, row)
+
+
+_SEPARATORS = {"\t": "tabs", "|": '"|"', ";": '";"'}
+
+
+def _csv_columns(path: Path, line: int, cells: Sequence[str]) -> _Columns:
+    """Return the columns that the first row of a `.csv` file names; spreadsheets may add empty names at its end."""
+    names = [cell.strip() for cell in cells]
+    while len(names) > 1 and not names[-1]:
+        names.pop()
+    for separator, what in _SEPARATORS.items():
+        if len(names) == 1 and separator in names[0]:
+            save = "save it with commas" + (", or name it .tsv" if separator == "\t" else "")
+            raise UserError(f'{path}, line {line}: its columns are separated by {what}, not by ","; {save}')
+    return _Columns(_distinct(path, names), len(cells))
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The columns of a table.
+
+    Attributes:
+        names: Their names.
+        width: Number of cells in the row of the names, of which the last may be empty.
+    """
+
+    names: list[str]
+    width: int
+
+    def row(self, cells: Sequence[str]) -> dict[str, str] | str:
+        """Return the cells of a row by the names of their columns, or the reason why the row is invalid."""
+        count = len(self.names)
+        unnamed = [cell for cell in cells[count:] if cell.strip()]
+        if len(cells) == self.width and unnamed:
+            return f"it has the value {quoted(unnamed[0])} in a column without a name"
+        if len(cells) not in (count, self.width):
+            return f"{len(cells)} columns instead of {count}"
+        return dict(zip(self.names, cells, strict=False))
+
+    def place(self, column: int | None) -> str:
+        """Return the beginning of a message about a cell, or an empty text for a whole row."""
+        if column is None:
+            return ""
+        name = self.names[column] if column < len(self.names) else ""
+        return f"{name or f'column {column + 1}'}: "
+
+
+def _distinct(path: Path, names: list[str]) -> list[str]:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is None:
+        return names
+    if twice:
+        raise UserError(f"{path}: the first line names a column twice: {quoted(twice)}")
+    unnamed = " and ".join(str(number) for number, name in enumerate(names, 1) if not name)
+    raise UserError(f"{path}: the first line has no names for columns {unnamed}")
 
 
 def _record(value: Any, name: str, unit: str, number: int) -> Record | Rejected:
