@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import pickle
 import re
 import shutil
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from fedloom.models import chat_templates
+from fedloom.models import chat_template_process, chat_templates
 from fedloom.models.batches import encode
 from fedloom.models.load_model import load_vlm
 from fedloom.system.errors import UserError
@@ -131,3 +135,35 @@ def test_only_what_is_read_is_fetched_from_a_hub(
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert weights == (shards if split else ["model.safetensors"])
     assert not {path.suffix for path in hub.iterdir()} & {".bin", ".py"}
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "expected"),
+    [
+        (-2, b"Traceback\nKeyboardInterrupt", r"ended with code -2 \(KeyboardInterrupt\)"),
+        (
+            1,
+            b"Traceback\nModuleNotFoundError: no jinja2",
+            r"ended with code 1 \(ModuleNotFoundError: no jinja2\)",
+        ),
+        (-15, b"", "ended with code -15"),
+        (-9, b"", "does not come to an end, or takes too much memory"),
+    ],
+)
+def test_an_interrupted_check_is_no_fault_of_the_template(
+    code: int, output: bytes, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.CompletedProcess([], code, b"", output)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
+    template = f"{{# {code} #}}{{{{ messages[0].content }}}}"  # another one each time, since results are kept
+    assert re.search(expected, str(chat_templates.try_template(template, {}, flat=True)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not limit processor time")
+@pytest.mark.parametrize("used", [0.001, 0.999, 1.001, 7.5])
+def test_a_check_has_all_of_its_processor_time(used: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource, limits = importlib.import_module("resource"), dict[int, Any]()
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_utime=used, ru_stime=0.0))
+    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
+    chat_template_process.limit_resources(1, 2**30)
+    assert 1 <= limits[resource.RLIMIT_CPU][0] - used < 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
+from math import ceil
 
 LONGEST = 2**20
 """Characters that a rendered conversation may have."""
@@ -23,7 +24,7 @@ def limit_resources(seconds: int, memory: int) -> None:
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF)
-        most = int(used.ru_utime + used.ru_stime) + seconds
+        most = ceil(used.ru_utime + used.ru_stime) + seconds  # rounded down, almost a second could be missing
         resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
         with open("/proc/self/statm", encoding="ascii") as file:
             mapped = int(file.read().split()[0]) * resource.getpagesize()

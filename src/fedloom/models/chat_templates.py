@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,13 @@ SECONDS, MEMORY = 10, 2**30
 """Seconds of processor time and bytes of memory for a check; a usual template takes a thousandth of either."""
 TIMEOUT = 300
 """Seconds after which a check ends where the operating system does not limit its processor time."""
+LIMIT_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGXCPU", "SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS")
+    if hasattr(signal, name)
+]
+"""Signals that end a process beyond its limits, or one that fails to get memory."""
+ENDLESS = "it does not come to an end, or takes too much memory"
 
 QUESTION, ANSWER, OTHER = "what is shown here", "a blue square", "the red one"
 
@@ -142,9 +150,14 @@ def _rendered(template: str, request: str) -> Sequence[str] | str:
             env=environment,
             check=False,
         )
-        result = json.loads(done.stdout)
-    except (subprocess.TimeoutExpired, ValueError):
-        return "it does not come to an end, or takes too much memory"
+    except subprocess.TimeoutExpired:
+        return ENDLESS
+    if -done.returncode in LIMIT_SIGNALS:
+        return ENDLESS
+    if done.returncode:  # it was interrupted, or could not begin
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or [""])[-1]
+        return f"the process that tries it ended with code {done.returncode} ({last[:300]})"
+    result = json.loads(done.stdout)
     return str(result["error"]) if "error" in result else [str(text) for text in result["texts"]]
 
 
