@@ -109,14 +109,15 @@ def kind_differences(sweep: SweepRun) -> Table:
         shared = set[Any]().union(*found).intersection(*found)
         return {seed: fmean(one[seed] for one in found) for seed in shared}
 
+    firsts = [cell for cell in sweep.cells if cell.values[axis] == first]
+    references = [means(firsts, methods) for methods in groups.values()]
     rows = list[tuple[str, ...]]()
     for kind in kinds_of(sweep):
         cells = [
             cell for cell in sweep.cells if kind_of(setting_of(cell)) == kind and cell.values[axis] != first
         ]
         texts = []
-        for methods in groups.values():
-            theirs = means([cell for cell in sweep.cells if cell.values[axis] == first], methods)
+        for methods, theirs in zip(groups.values(), references, strict=True):
             ours = means(cells, methods)
             texts.append(
                 estimate_text(estimate(ours[seed] - theirs[seed] for seed in ours if seed in theirs), "+")

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fedloom.data.images import fully_checked_image, holds_image, quick_check
+from fedloom.data.own_folder import SPLITS, SUFFIXES, VALIDATION, VALIDATION_NAMES
 from fedloom.data.record_files import Record
 from fedloom.system.errors import UserError, reading
 from fedloom.types import Rejected
@@ -28,11 +29,10 @@ OTHER_ENDINGS = (
 )  # fmt: skip
 """Endings of images that are named instead of read. Without any ending, the first bytes say what a file is."""
 
-VALIDATION = "validation"
-PARTS = {"train": "train", "test": "test", **dict.fromkeys((VALIDATION, "val", "valid", "dev"), VALIDATION)}
+PARTS = {**{split: split for split in SPLITS}, **dict.fromkeys(VALIDATION_NAMES, VALIDATION)}
 """Name of a folder above the classes, in lower case → the part that its images belong to."""
 
-RECORDS = (".jsonl", ".json", ".csv")
+RECORDS = (*SUFFIXES, ".csv")
 QUESTION = "Which of the classes is it?"
 LAYOUTS = "give CLASS/IMAGE, or train/CLASS/IMAGE and, if you have them, test/CLASS/IMAGE and validation/CLASS/IMAGE"
 

@@ -54,7 +54,7 @@ from typing import TYPE_CHECKING
 from fedloom.data.duplicates import content_keys, normalized_text, pixel_key
 from fedloom.data.loading import divide
 from fedloom.data.record_examples import examples_of_record
-from fedloom.data.record_fields import FindAnyImage, InvalidRecord, image_finder, text
+from fedloom.data.record_fields import FindAnyImage, InvalidRecord, image_finder, is_utf8, text
 from fedloom.data.record_files import Record, quoted, read_records
 from fedloom.system.errors import UserError, reading
 from fedloom.types import DataSet, Example, Rejected
@@ -68,7 +68,9 @@ MAX_CLOSED = 50
 SUFFIXES = (".jsonl", ".json")
 SPLITS = ("train", "test")
 VALIDATION = "validation"
-USUAL = ("data", *SPLITS, VALIDATION, "val", "valid", "dev")
+VALIDATION_NAMES = (VALIDATION, "val", "valid", "dev")
+"""Usual names of a validation part."""
+USUAL = ("data", *SPLITS, *VALIDATION_NAMES)
 """Names that mark a file as records, so that none of several is left out; other `.json` files may be anything."""
 
 
@@ -113,11 +115,9 @@ def require_utf8(folder: Path) -> None:
     Raises:
         UserError: The path is not UTF-8.
     """
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError:
+    if not is_utf8(str(folder)):
         shown = os.fsencode(folder).decode(errors="backslashreplace")
-        raise UserError(f"data.root: the path {shown} is not UTF-8 text; rename the folder") from None
+        raise UserError(f"data.root: the path {shown} is not UTF-8 text; rename the folder")
 
 
 def load_records(

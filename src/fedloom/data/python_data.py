@@ -8,7 +8,6 @@ the cells of pandas that are missing, become plain values; class labels of a `da
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from fedloom.data.class_folders import class_records, is_class_folder
 from fedloom.data.own_folder import load_folder, load_records, undivided_examples
 from fedloom.data.python_images import python_image
 from fedloom.data.record_fields import FindAnyImage, InvalidRecord
-from fedloom.data.record_files import Record, quoted, read_records
+from fedloom.data.record_files import Record, quoted, read_records, repeated
 from fedloom.system.errors import UserError, client_failure
 from fedloom.types import DataSet, Example, LazyImage, Rejected
 
@@ -173,8 +172,7 @@ def _kinds(value: Any) -> set[str]:
 
 def _require_distinct(columns: Iterable[Any], what: str) -> None:
     """Refuse columns of one name, of which a row as a dict keeps the last only."""
-    twice = next((name for name, count in Counter(map(str, columns)).items() if count > 1), None)
-    if twice is not None:
+    if (twice := repeated(map(str, columns))) is not None:
         raise UserError(
             f"data: {what} has several columns of the name {quoted(twice)}; rename or drop all but one"
         )

@@ -56,8 +56,9 @@ def python_image(value: Any, what: str = "image") -> LazyImage:
     """Return an image from a path, the bytes of a file, a PIL image of any mode, or an array of shape [height, width, 3].
 
     Args:
-        value: One of these, arrays with values 0–255, and no PIL image of a mode without a fixed range (F, I); {"bytes": …, "path": …} with either of them, as Hugging Face keeps
-            images; or an image of fedloom's own kind, which is returned unchanged.
+        value: One of these: arrays have values 0–255, and PIL images a mode whose values have a fixed range (not F or I). Or
+            {"bytes": …, "path": …} with either of them, as Hugging Face keeps images; or an image of fedloom's own kind, which is
+            returned unchanged.
         what: Its name in messages.
 
     Raises:

@@ -44,11 +44,22 @@ def text(record: dict[str, Any], key: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise InvalidRecord(f"{key} is {json_type(value)}, not text")
+    if not is_utf8(value):
+        raise InvalidRecord(f"{key} holds half of a surrogate pair")
+    return value.strip() or None
+
+
+def is_utf8(value: str) -> bool:
+    """Return whether a text can be written as UTF-8, as files and tokenizers require.
+
+    It cannot if it holds half of a surrogate pair: JSON may escape one, and Python has one for each byte of a command line or
+    file name that is not UTF-8.
+    """
     try:
         value.encode()
-    except UnicodeEncodeError:  # JSON may escape half of a character, which no file and no tokenizer accepts
-        raise InvalidRecord(f"{key} holds half of a surrogate pair") from None
-    return value.strip() or None
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text_or_integer(record: dict[str, Any], key: str) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -289,8 +289,13 @@ class _Columns:
         return f"{name or f'column {column + 1}'}: "
 
 
+def repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that is there more than once, or None."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
 def _distinct(path: Path, names: list[str]) -> list[str]:
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    twice = repeated(names)
     if twice is None:
         return names
     if twice:
@@ -350,8 +355,7 @@ def _parsed(content: bytes, faults: dict[int, tuple[Any, str]] | None = None) ->
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
-        if len(values) < len(pairs):
-            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        if (twice := repeated(key for key, _ in pairs)) is not None:
             reason = f"bad JSON: key {quoted(twice)} appears twice"
             if faults is None:
                 raise ValueError(reason)

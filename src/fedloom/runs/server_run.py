@@ -161,7 +161,10 @@ def run_over(
 
 
 def _end_federation(federation: Federation, out: Path) -> None:
-    """Tell the sites that the run has finished, so that they stop; until then a server that is killed and restarted needs them."""
+    """Tell the sites that training is complete, so that they stop.
+
+    This comes after all results are written: a server that is restarted after a crash continues with the same sites.
+    """
     federation.leave()
     if (out / FLOWER).is_dir():
         write_atomic(out / FLOWER / SITES_KNOW, b"")

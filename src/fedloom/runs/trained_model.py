@@ -12,6 +12,7 @@ from fedloom.client.answer_questions import answer_examples, max_tokens_after, s
 from fedloom.client.site import Question
 from fedloom.data.duplicates import normalized_text
 from fedloom.data.python_images import python_image
+from fedloom.data.record_fields import is_utf8
 from fedloom.models.batches import generate
 from fedloom.models.example_checks import why_too_long
 from fedloom.params import Params
@@ -144,7 +145,7 @@ def check_question(image: Any, text: str | None, question: str | None, options: 
         raise UserError("options: expected a list of texts, such as ['yes', 'no']")
     known = [("question", question), ("text", text), *(("options", option) for option in options)]
     for name, value in known:
-        if value is not None and not _is_encodable(value):
+        if value is not None and not is_utf8(value):
             raise UserError(f"{name}: holds a byte or half of a character that is not UTF-8 text")
     if options and len({normalized_text(clean_text(option)) for option in options}) < max(len(options), 2):
         raise UserError("options: at least two answers are needed that differ in more than case and space")
@@ -158,12 +159,3 @@ def check_question(image: Any, text: str | None, question: str | None, options: 
         options=tuple(options),
         task="choice" if options else "vqa",
     )
-
-
-def _is_encodable(text: str) -> bool:
-    """Return whether a text can be written as UTF-8: not if a terminal passed on other bytes, or JSON half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
