@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import fedloom
+from fedloom.cli.run_commands import app
 from fedloom.config.schema import Data
 from fedloom.data import load_data
 from fedloom.data.python_data import PythonLoader, examples_of
@@ -78,11 +80,23 @@ def test_names_of_parts_are_no_classes(
     assert sizes(data) == found
     assert {one.answer for one in data.examples} == {"cat", "dog"}
     assert {one.options for one in data.examples} == {("cat", "dog")}
-    asked = load(folder, validation="published")
-    assert sizes(asked) == (published or found)
-    assert (asked.train, asked.test) == (data.train, data.test)
-    assert not data.rejected and not asked.rejected
+    assert not data.rejected
+    if published is None:
+        with pytest.raises(UserError, match="no folder validation of classes"):
+            load(folder, validation="published")
+    else:
+        asked = load(folder, validation="published")
+        assert sizes(asked) == published
+        assert (asked.train, asked.test, asked.rejected) == (data.train, data.test, ())
     assert len(examples_of(folder).test) == 8 * len(parts), "all are test examples"
+
+
+def test_an_experiment_reads_the_folder_from_a_file_and_from_python_alike(fill: Any) -> None:
+    folder = fill(*(f"{part}/{name}*4" for part in ("train", "test") for name in ("cat", "dog")))
+    settings = Data(name="folder", root=str(folder))
+    assert load_data(settings, 0) == PythonLoader(str(folder))(settings, 0)
+    called = CliRunner().invoke(app, ["data", "check", "folder", "--root", str(folder)])
+    assert called.exit_code == 0 and "8" in called.output
 
 
 def test_an_experiment_may_ask_for_the_validation_part(fill: Any) -> None:
@@ -94,7 +108,7 @@ def test_an_experiment_may_ask_for_the_validation_part(fill: Any) -> None:
     without = fedloom.Experiment(
         data={"records": str(folder / "train"), "validation": "published"}, scenario={"clients": 2}
     )
-    with pytest.raises(UserError, match="no validation example is left"):
+    with pytest.raises(UserError, match="no folder validation of classes"):
         load_data(without.data, 0, without.datasets)
 
 

@@ -1,10 +1,13 @@
 """The user's own folder: every record is either read, or skipped with a reason."""
 
+import csv
+import io
 import json
 import os
 import sys
 import tempfile
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from fedloom.data import load_data
 from fedloom.data.own_folder import load_folder
+from fedloom.data.python_data import examples_of as examples_of_folder
 from fedloom.data.record_files import MAX_LINE
 from fedloom.system.errors import UserError
 from fedloom.types import Rejected
@@ -84,7 +88,8 @@ UGLY = [
     (line(split="dev"), 'split is \'dev\', not "train", "validation" or "test"'),
     (line(text=...), "neither image nor text"),
     (line(text="", image=""), "neither image nor text"),
-    (line(options="yes"), "options is text, not a list"),
+    (line(options=5), "options is a number, not a list"),
+    (line(options="yes"), "options must be at least two strings that differ in more than case and space"),
     (line(options=["yes"]), "options must be at least two strings that differ in more than case and space"),
     (
         line(options=["yes", "yes"]),
@@ -458,9 +463,7 @@ def test_ids_of_the_other_parts_come_first(tmp_path, settings):
 def test_a_validation_part_that_is_not_there_is_named(names, tmp_path, settings):
     write(tmp_path, **{name: answered(*"abcdefgh") for name in names})
     assert load_folder(settings(root=tmp_path), 0).train
-    message = (
-        r"data\.validation is published, but .* holds no validation\.jsonl, and no record with the split"
-    )
+    message = r"data\.validation is published, but .* holds no validation\.jsonl, no record with the split"
     with pytest.raises(UserError, match=message):
         load_folder(settings(root=tmp_path, validation="published"), 0)
 
@@ -549,7 +552,7 @@ def test_missing_and_ambiguous_files_are_named(tmp_path, settings):
         load_folder(settings(), 0)
     with pytest.raises(UserError, match=r"data\.root: .*absent is not a folder"):
         load_folder(settings(root=tmp_path / "absent"), 0)
-    with pytest.raises(UserError, match="holds no file of records"):
+    with pytest.raises(UserError, match=r"holds neither a file of records .* nor folders of images by class"):
         load_folder(settings(root=tmp_path), 0)
     for name in ("b.jsonl", "a.jsonl"):
         (tmp_path / name).write_bytes(line(id=name))
@@ -609,6 +612,76 @@ def test_a_file_named_data_is_chosen_among_files_of_other_names(names, tmp_path,
     for name in names:
         (tmp_path / name).write_bytes(line(id=name))
     assert [one.id for one in load_folder(settings(root=tmp_path), 0).examples] == ["data.jsonl"]
+
+
+ROWS = [
+    {"id": f"{at}", "question": 'Which, "a" or b;\nno?', "text": f"number {at}", "group": f"site {at % 2}"}
+    | {"image": "good.png" if at else None, "answer": "ab"[at % 2], "options": ["a", "b"]}
+    for at in range(8)
+]
+
+
+def _table(rows, separator):
+    """Return rows as a spreadsheet saves them; a cell of a tab-separated file holds neither tabs nor ends of lines."""
+    file = io.StringIO()
+    kind = {"quoting": csv.QUOTE_NONE, "quotechar": None} if separator == "\t" else {}
+    writer = csv.DictWriter(file, list(rows[0]), delimiter=separator, **kind)
+    writer.writeheader()
+    writer.writerows({**row, "options": " | ".join(row["options"])} for row in rows)
+    return file.getvalue().encode()
+
+
+def _as_file(rows, suffix):
+    if suffix == ".json":
+        return json.dumps(rows).encode()
+    if suffix == ".jsonl":
+        return "\n".join(map(json.dumps, rows)).encode()
+    return _table(rows, {".csv": ",", ".tsv": "\t", ".CSV": ";"}[suffix])
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".CSV", ".tsv"])
+@pytest.mark.parametrize(
+    "names",
+    [["data"], ["records"], ["train", "test"], ["train", "test", "validation"], ["data", "validation"]],
+)
+def test_records_are_the_same_in_files_of_any_kind(names, suffix, settings, tmp_path, encoded):
+    found = []
+    for ending in (".jsonl", suffix):
+        folder = tmp_path / ending[1:]
+        folder.mkdir()
+        (folder / "good.png").write_bytes(encoded(1))
+        for number, name in enumerate(names):
+            rows = [{**row, "id": f"{number} {row['id']}"} for row in ROWS]
+            if suffix == ".tsv":
+                rows = [{**row, "question": "Which?"} for row in rows]
+            if name in ("test", "validation"):  # no image that is in another part
+                rows = [{**row, "image": None} for row in rows]
+            (folder / f"{name}{ending}").write_bytes(_as_file(rows, ending))
+        data = load_folder(settings(root=folder, validation="published" if "validation" in names else 0.0), 0)
+        assert not data.rejected
+        parts = (data.train, data.test, data.validation)
+        shown = [[replace(one, image=None, place="") for one in part] for part in parts]
+        found.append((shown, [[bool(one.image) for one in part] for part in parts]))
+    assert found[0] == found[1]
+    assert sum(map(len, found[0][0])) == 8 * len(names)
+
+
+def test_a_table_next_to_a_file_of_json_does_not_count_unless_it_has_a_usual_name(tmp_path, settings):
+    (tmp_path / "records.json").write_bytes(_as_file(ROWS[:1], ".json"))
+    (tmp_path / "sizes.csv").write_text("name,width\na,3\n")
+    assert [one.id for one in load_folder(settings(root=tmp_path), 0).examples] == ["0"]
+    (tmp_path / "test.csv").write_bytes(_as_file(ROWS, ".csv"))
+    with pytest.raises(UserError, match=r"holds records\.json, test\.csv, and which of them"):
+        load_folder(settings(root=tmp_path), 0)
+
+
+def test_all_records_of_a_folder_are_test_examples_where_a_model_is_scored_on_it(tmp_path, encoded):
+    (tmp_path / "good.png").write_bytes(encoded(1))
+    for name in ("train", "test", "validation"):
+        rows = [{**row, "id": f"{name} {row['id']}", "image": "good.png"} for row in ROWS]
+        (tmp_path / f"{name}.jsonl").write_bytes(_as_file(rows, ".jsonl"))
+    data = examples_of_folder(tmp_path)
+    assert len(data.test) == 24 and not data.train and not data.rejected
 
 
 @pytest.mark.parametrize("place", ["folder", "folder/deep"])

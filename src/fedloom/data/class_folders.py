@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fedloom.data.images import fully_checked_image, holds_image, quick_check
-from fedloom.data.own_folder import SPLITS, SUFFIXES, VALIDATION, VALIDATION_NAMES
 from fedloom.data.record_files import Record
+from fedloom.data.record_folder import SPLITS, SUFFIXES, VALIDATION, VALIDATION_NAMES
 from fedloom.system.errors import UserError, reading
-from fedloom.types import Rejected
+from fedloom.types import LazyImage, Rejected
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 OTHER_ENDINGS = (
@@ -32,7 +32,6 @@ OTHER_ENDINGS = (
 PARTS = {**{split: split for split in SPLITS}, **dict.fromkeys(VALIDATION_NAMES, VALIDATION)}
 """Name of a folder above the classes, in lower case → the part that its images belong to."""
 
-RECORDS = (*SUFFIXES, ".csv")
 QUESTION = "Which of the classes is it?"
 LAYOUTS = "give CLASS/IMAGE, or train/CLASS/IMAGE and, if you have them, test/CLASS/IMAGE and validation/CLASS/IMAGE"
 
@@ -45,26 +44,33 @@ def is_class_folder(root: Path) -> bool:
     """
     with reading(root):
         names = os.listdir(root)
-    records = any(_counts(name) and Path(name).suffix.lower() in RECORDS for name in names)
+    records = any(_counts(name) and Path(name).suffix.lower() in SUFFIXES for name in names)
     return not records and any(_holds_images(folder) for folder in _folders(root))
 
 
-def class_records(root: Path, *, validation: bool = True) -> Iterator[Record | Rejected]:
-    """Yield a record for each image: its path, its class as the answer, and its part if folders divide the images.
+def class_records(
+    root: Path, images: dict[str, LazyImage], *, validation: bool
+) -> Iterator[Record | Rejected]:
+    """Yield a record for each image: its class is the answer, and its part the split if folders divide the images.
 
     Args:
         root: A folder in a layout that the module's docstring describes.
+        images: The images, to which each record's is added by the name that the record gives it.
         validation: Whether to read the validation part, too.
 
     Raises:
         UserError: The layout is unclear; the message says what would be right.
     """
-    for split, part in _parts(root, validation=validation):
-        yield from _part(root, part, split)
+    for split, part in class_parts(root, validation=validation):
+        yield from _part(root, part, split, images)
 
 
-def _parts(root: Path, *, validation: bool) -> list[tuple[str | None, Path]]:
-    """Return the folders that hold classes with their parts; the part is None if the test set is to be drawn."""
+def class_parts(root: Path, *, validation: bool) -> list[tuple[str | None, Path]]:
+    """Return the folders that hold classes with their parts; the part is None if the test set is to be drawn.
+
+    Raises:
+        UserError: The layout is unclear; the message says what would be right.
+    """
     parts = _part_folders(root)
     splits = {PARTS[part.name.lower()]: part for part in parts}
     if not parts:
@@ -108,19 +114,23 @@ def _part_folders(root: Path) -> list[Path]:
     return named
 
 
-def _part(root: Path, part: Path, split: str | None) -> Iterator[Record | Rejected]:
+def _part(
+    root: Path, part: Path, split: str | None, images: dict[str, LazyImage]
+) -> Iterator[Record | Rejected]:
     """Yield the records of a folder of classes, and what cannot be used."""
     for one in _entries(part, root):
         if isinstance(one, Rejected):
             yield one
         elif one.is_dir():
             for image in _images(_files(one, root)):
-                yield image if isinstance(image, Rejected) else _record(root, image, one.name, split)
+                yield image if isinstance(image, Rejected) else _record(root, image, one.name, split, images)
         elif next(_images([one]), None) is not None:
             yield _rejected(root, one, "it lies in no folder of a class; move it into one, or elsewhere")
 
 
-def _record(root: Path, file: Path, name: str, split: str | None) -> Record | Rejected:
+def _record(
+    root: Path, file: Path, name: str, split: str | None, images: dict[str, LazyImage]
+) -> Record | Rejected:
     """Return the record of an image in the folder of a class of some name, or why it cannot be used."""
     if file.suffix.lower() not in ENDINGS:
         reason = quick_check(file) or f"an image whose name does not end in {', '.join(ENDINGS)}; rename it"
@@ -129,7 +139,8 @@ def _record(root: Path, file: Path, name: str, split: str | None) -> Record | Re
     if isinstance(image, str):
         return _rejected(root, file, f"it is {image}")
     place = file.relative_to(root).as_posix()
-    values = {"id": place, "image": image, "question": QUESTION, "answer": name}
+    images[key := str(len(images))] = image
+    values = {"id": place, "image": key, "question": QUESTION, "answer": name}
     return Record(place, "", 0, {**values, **({} if split is None else {"split": split})})
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from fedloom.data.own_folder import folder_records
-from fedloom.data.record_files import Record
+from fedloom.data.record_files import Record, read_records
+from fedloom.data.record_folder import record_files
 from fedloom.system.errors import UserError
 
 BUNDLED_LICENSES = {
@@ -54,8 +54,9 @@ def _of_file(root: Path) -> str:
 def _of_records(root: Path) -> str:
     """Return the licenses that records state, with numbers of records."""
     try:
-        records = [record for record in folder_records(root) if isinstance(record, Record)]
-    except UserError:  # the check itself reports it
+        files = record_files(root, validation=True)
+        records = [one for _, path in files for one in read_records(path) if isinstance(one, Record)]
+    except UserError:  # it holds images by class, or the check itself reports what is wrong
         return ""
     counts = Counter(str(record.values.get(FIELD) or "") for record in records)
     if not any(counts):

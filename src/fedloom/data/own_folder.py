@@ -1,7 +1,7 @@
-"""Load the user's own data: a folder with records and images.
+"""Load the user's own data: a folder with records and images, or with images by class (`fedloom.data.class_folders`).
 
-The folder (`data.root`) holds the files `train` and `test`, or `data`, or one file of any name, and optionally
-`validation`. Each has the suffix `.jsonl`, which is preferred, or `.json`. Hidden files do not count. Files that would be left
+A folder of records (`data.root`) holds the files `train` and `test`, or `data`, or one file of any name, and optionally
+`validation`. They end in `.jsonl`, which is preferred, `.json`, `.csv` or `.tsv`. Hidden files do not count. Files that would be left
 out (`data` with `train`, `test` or `val`, or two of one name) are refused. A `.jsonl` file has one object per line:
 
     {"question": "Is there a fracture?", "answer": "no", "image": "scans/17.png", "text": "Fell from a bike."}
@@ -11,7 +11,7 @@ folder) and `text`. Optional: `options` (list of possible answers), `group` (a s
 text or whole number), `id` (text or whole number), `split` ("train", "validation" or "test"). Absent, null
 and empty mean the same. Other keys are ignored, unless one looks like a misspelled key that is absent.
 
-A `.json` file is a list of such objects. Either file may also hold conversations as LLaVA, ShareGPT, LLaMA-Factory,
+A `.json` file is a list of such objects; a table has a column for each key, with options separated by "|". JSON may also hold conversations as LLaVA, ShareGPT, LLaMA-Factory,
 ms-swift or OpenAI-style trainers keep them; see `fedloom.data.conversations`:
 
     [{"id": "17", "image": "scans/17.png", "conversations": [
@@ -51,27 +51,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedloom.data.class_folders import class_parts, class_records, is_class_folder
 from fedloom.data.duplicates import content_keys, normalized_text, pixel_key
 from fedloom.data.loading import divide
 from fedloom.data.record_examples import examples_of_record
 from fedloom.data.record_fields import FindAnyImage, InvalidRecord, image_finder, is_utf8, text
 from fedloom.data.record_files import Record, quoted, read_records
-from fedloom.system.errors import UserError, reading
-from fedloom.types import DataSet, Example, Rejected
+from fedloom.data.record_folder import SPLITS, VALIDATION, record_files
+from fedloom.system.errors import UserError
+from fedloom.types import DataSet, Example, LazyImage, Rejected
 
 if TYPE_CHECKING:
     from fedloom.config.schema import Data
 
 MAX_CLOSED = 50
 """Maximum number of distinct answers that become the options of all records."""
-
-SUFFIXES = (".jsonl", ".json")
-SPLITS = ("train", "test")
-VALIDATION = "validation"
-VALIDATION_NAMES = (VALIDATION, "val", "valid", "dev")
-"""Usual names of a validation part."""
-USUAL = ("data", *SPLITS, *VALIDATION_NAMES)
-"""Names that mark a file as records, so that none of several is left out; other `.json` files may be anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +93,31 @@ def load_folder(settings: Data, seed: int) -> DataSet:
     root, published = Path(settings.root), settings.validation == "published"
     if published and not folder_has_validation(root):
         raise UserError(
-            f"data.validation is published, but {root} holds no validation.jsonl, and no record with the split "
-            f"{VALIDATION}; add them, or give a share of the training examples, such as 0.1"
+            f"data.validation is published, but {root} holds no validation.jsonl, no record with the split "
+            f"{VALIDATION}, and no folder {VALIDATION} of classes; add one, or give a share of the training examples, such as 0.1"
         )
-    find_image = image_finder(root)
-    records = (
-        (split, record) for split, path in _files(root, validation=published) for record in read_records(path)
-    )
-    return _data_set(records, find_image, settings, seed)
+    return _data_set(*_records_and_images(root, validation=published), settings, seed)
+
+
+def folder_examples(root: Path) -> tuple[list[Example], list[Rejected]]:
+    """Return the examples of all records of a folder, whatever their parts, and the invalid records.
+
+    Raises:
+        UserError: The folder cannot be read, as in `load_folder`.
+    """
+    return _undivided(*_records_and_images(root, validation=True))
+
+
+def _records_and_images(
+    root: Path, *, validation: bool
+) -> tuple[Iterator[tuple[str | None, Record | Rejected]], FindAnyImage]:
+    """Return the records of a folder with the parts that files give, or None, and the function that finds their images."""
+    if _holds_classes(root):
+        images = dict[str, LazyImage]()
+        found = class_records(root, images, validation=validation)
+        return ((None, record) for record in found), images.__getitem__
+    files = record_files(root, validation=validation)
+    return ((split, record) for split, path in files for record in read_records(path)), image_finder(root)
 
 
 def require_utf8(folder: Path) -> None:
@@ -138,9 +149,13 @@ def undivided_examples(
     records: Iterable[Record | Rejected], find_image: FindAnyImage
 ) -> tuple[list[Example], list[Rejected]]:
     """Return the examples of all records in their order, whatever their splits, and the invalid records."""
-    rows, rejected = _read_rows(
-        ((None, record) for record in records), find_image, (None, *SPLITS, VALIDATION)
-    )
+    return _undivided(((None, record) for record in records), find_image)
+
+
+def _undivided(
+    records: Iterable[tuple[str | None, Record | Rejected]], find_image: FindAnyImage
+) -> tuple[list[Example], list[Rejected]]:
+    rows, rejected = _read_rows(records, find_image, (None, *SPLITS, VALIDATION))
     ids = set[str]()
     named = [_with_unique_id(row, ids) for row in rows]
     spelling = _common_options(named)
@@ -185,17 +200,25 @@ def _read_rows(
 
 
 def folder_has_validation(root: Path) -> bool:
-    """Return whether a folder holds a validation set: the file, or a record with that split.
+    """Return whether a folder holds a validation set: the file, a record with that split, or a folder of classes.
 
     Raises:
-        UserError: The files cannot be read, as in `load_folder`.
+        UserError: The folder cannot be read, as in `load_folder`.
     """
-    files = _files(root, validation=True)
+    if _holds_classes(root):
+        return any(split == VALIDATION for split, _ in class_parts(root, validation=True))
+    files = record_files(root, validation=True)
     records = (record for split, path in files if split is None for record in read_records(path))
     return any(split == VALIDATION for split, _ in files) or any(
         isinstance(record, Record) and str(record.values.get("split")).strip() == VALIDATION
         for record in records
     )
+
+
+def _holds_classes(root: Path) -> bool:
+    if not root.is_dir():
+        raise UserError(f"data.root: {root} is not a folder")
+    return is_class_folder(root)
 
 
 def _without_validation(rows: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
@@ -218,70 +241,6 @@ def _divide(
         for own, row in zip(content_keys(examples), rows, strict=True)
     ]
     return *divide(examples, keys, share, seed), []
-
-
-def folder_records(root: Path) -> Iterator[Record | Rejected]:
-    """Yield the records of a folder, whatever part they belong to.
-
-    Raises:
-        UserError: The files cannot be read, as in `load_folder`.
-    """
-    for _, path in _files(root, validation=True):
-        yield from read_records(path)
-
-
-def _files(root: Path, *, validation: bool) -> list[tuple[str | None, Path]]:
-    """Return the files of records with their splits (None if records decide), the file of the validation set last."""
-    if not root.is_dir():
-        raise UserError(f"data.root: {root} is not a folder")
-    there = _stored_files(root)
-    named = {split: [path for path in there if path.stem == split] for split in (*SPLITS, VALIDATION)}
-    splits = SPLITS if all(named[split] for split in SPLITS) else ()
-    files: list[tuple[str | None, Path]] = [(split, path) for split in splits for path in named[split]]
-    files = files or [(None, _single(root, there))]
-    if validation and all(path not in named[VALIDATION] for _, path in files):
-        splits = (*splits, VALIDATION)
-        files += [(VALIDATION, path) for path in named[VALIDATION]]
-    if any(len(named[split]) > 1 for split in splits):
-        names = ", ".join(path.name for split in splits for path in named[split])
-        raise UserError(f"data.root: {root} holds {names}; keep one file of each name")
-    return files
-
-
-def _stored_files(root: Path) -> list[Path]:
-    """Return the files of a folder that may hold records, those with the preferred suffix first; hidden files do not count."""
-    with reading(root):
-        files = [path for path in sorted(root.iterdir()) if path.suffix in SUFFIXES and path.is_file()]
-    shown = [path for path in files if not path.name.startswith(".")]
-    return sorted(shown, key=lambda path: SUFFIXES.index(path.suffix))
-
-
-def _single(root: Path, there: Sequence[Path]) -> Path:
-    """Return the only file of records; a validation set only if there is no other file."""
-    files = [path for path in there if path.stem != VALIDATION] or there
-    usual = [path for path in files if path.stem.lower() in USUAL]
-    preferred = [path for path in files if path.suffix == SUFFIXES[0]]
-    if preferred:
-        files = [*preferred, *(path for path in usual if path not in preferred)]
-    if not files:
-        raise UserError(
-            f"data.root: {root} holds no file of records (data.jsonl, or train.jsonl and test.jsonl)"
-        )
-    if len(files) == 1:
-        return files[0]
-    if len(usual) == 1 and usual[0].stem == "data":
-        return usual[0]
-    names, suffix = ", ".join(path.name for path in files), files[0].suffix
-    if len({path.stem for path in files}) < len(files):
-        raise UserError(f"data.root: {root} holds {names}; keep one file of each name")
-    if usual:
-        raise UserError(
-            f"data.root: {root} holds {names}, and which of them are to be read is unclear; keep only data{suffix}, or "
-            f"train{suffix} and test{suffix} (and validation{suffix} for a validation set), and move the others elsewhere"
-        )
-    raise UserError(
-        f"data.root: {root} holds {names}; rename one to data{suffix}, or two to train{suffix} and test{suffix}"
-    )
 
 
 def _rows(

@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from fedloom.data.class_folders import class_records, is_class_folder
-from fedloom.data.own_folder import load_folder, load_records, undivided_examples
+from fedloom.data.own_folder import folder_examples, load_folder, load_records, undivided_examples
 from fedloom.data.python_images import python_image
 from fedloom.data.record_fields import FindAnyImage, InvalidRecord
 from fedloom.data.record_files import Record, quoted, read_records, repeated
@@ -68,11 +67,10 @@ class PythonLoader:
         Raises:
             UserError: The data are of another kind, or a file cannot be read.
         """
-        if (folder := _record_folder(self.value)) is not None:
-            return load_folder(settings.model_copy(update={"root": str(folder)}), seed)
+        if _is_folder(self.value):
+            return load_folder(settings.model_copy(update={"root": str(self.value)}), seed)
         with _reading(self.value):
-            published = settings.validation == "published"
-            return load_records(*_records_and_images(self.value, validation=published), settings, seed)
+            return load_records(*_records_and_images(self.value), settings, seed)
 
 
 def examples_of(value: Any) -> DataSet:
@@ -85,14 +83,11 @@ def examples_of(value: Any) -> DataSet:
         return value
     if isinstance(value, Sequence) and value and all(isinstance(one, Example) for one in value):
         return DataSet("data", (), tuple(value))
-    if (folder := _record_folder(value)) is not None:
-        from fedloom.config.schema import Data
-
-        # No recipe will hold the path, which may therefore be one that the settings refuse.
-        data = load_folder(Data(name="folder").model_copy(update={"root": str(folder)}), 0)
-        return DataSet("data", (), data.examples, data.rejected)
-    with _reading(value):
-        examples, rejected = undivided_examples(*_records_and_images(value))
+    if _is_folder(value):
+        examples, rejected = folder_examples(Path(value))
+    else:
+        with _reading(value):
+            examples, rejected = undivided_examples(*_records_and_images(value))
     return DataSet("data", (), tuple(examples), tuple(rejected))
 
 
@@ -111,18 +106,11 @@ def _title(value: Any) -> str:
     return str(value) if isinstance(value, str | Path) else "the data passed from Python"
 
 
-def _records_and_images(
-    value: Any, *, validation: bool = True
-) -> tuple[Iterator[Record | Rejected], FindAnyImage]:
-    """Return the records of data, and the function that finds their images; names of images in a file are beside it.
-
-    Args:
-        value: The data.
-        validation: Whether to read the validation part of a folder of classes.
-    """
+def _records_and_images(value: Any) -> tuple[Iterator[Record | Rejected], FindAnyImage]:
+    """Return the records of data, and the function that finds their images; names of images in a file are beside it."""
     images = list[LazyImage]()
     path = Path(value) if isinstance(value, str | Path) else None
-    rows = _numbered(_rows(value, validation=validation), _title(value))
+    rows = _numbered(_rows(value), _title(value))
     records = _records(rows, "data" if path is None else path.name, images)
     return records, partial(_image_of, images, Path() if path is None else path.parent)
 
@@ -136,22 +124,18 @@ def _image_of(images: Sequence[LazyImage], folder: Path, name: str) -> LazyImage
         raise InvalidRecord(str(error)) from None
 
 
-def _record_folder(value: Any) -> Path | None:
-    """Return the path of a folder with records; None for any other data."""
-    if isinstance(value, str | Path) and (path := Path(value)).is_dir() and not is_class_folder(path):
-        return path
-    return None
+def _is_folder(value: Any) -> TypeGuard[str | Path]:
+    return isinstance(value, str | Path) and Path(value).is_dir()
 
 
-def _rows(value: Any, *, validation: bool) -> Iterable[Any]:
+def _rows(value: Any) -> Iterable[Any]:
     if _is_frame(value):
         _require_distinct(getattr(value, "columns", ()), "the DataFrame")
         return value.to_dict("records")
     if _is_dataset(value):
         return _with_class_names(value)
     if isinstance(value, str | Path):
-        path = Path(value)
-        return class_records(path, validation=validation) if path.is_dir() else _file_rows(path)
+        return _file_rows(Path(value))
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return value
     raise UserError(f"data: expected {KINDS}, not a {type(value).__name__}")
@@ -223,8 +207,6 @@ def _records(
         if reason is not None:
             yield record.rejected(reason)
             continue
-        if isinstance(options := plain.get("options"), str):  # as a cell of a table holds them
-            plain["options"] = [one.strip() for one in options.split("|") if one.strip()]
         yield replace(record, values=plain)
 
 

@@ -149,6 +149,8 @@ def _bare_example(record: Record, question: str, answer: str, options: tuple[str
 
 def _options(values: dict[str, Any]) -> tuple[str, ...]:
     value = values.get("options") or []
+    if isinstance(value, str):  # as a cell of a table holds them
+        value = [option for option in value.split("|") if option.strip()]
     if not isinstance(value, list):
         raise InvalidRecord(f"options is {json_type(value)}, not a list")
     options = tuple(required({"an option": option}, "an option") for option in value)
