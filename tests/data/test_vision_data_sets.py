@@ -477,10 +477,14 @@ def test_a_report_without_headings_is_what_follows_its_first_paragraph():
     assert findings_text("FINAL REPORT\nNo heading, though a colon: here") is None
 
 
-def test_a_file_that_is_not_csv_is_refused(write, load, tmp_path):
+@pytest.mark.parametrize("added", [b"\xff\xfe\x00", b'x1,"50,10000032,train\nx2,51,10000032,train\n'])
+def test_a_file_that_is_not_csv_is_refused(added, write, load, tmp_path):
     write("mimic-cxr")
-    (tmp_path / "mimic-cxr-2.0.0-split.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"split\.csv: not a readable CSV file"):
+    with open(tmp_path / "mimic-cxr-2.0.0-split.csv", "ab") as file:
+        file.write(added)
+    lines = (tmp_path / "mimic-cxr-2.0.0-split.csv").read_bytes().removesuffix(added).count(b"\n")
+    where = "" if b"\xff" in added else f", line {lines + 1}"
+    with pytest.raises(UserError, match=rf"split\.csv{where}: not a readable CSV file"):
         load("mimic-cxr")
 
 

@@ -65,18 +65,23 @@ def read(path: Path, name: str) -> Iterator[Record | Rejected]:
         UserError: The file is not readable CSV text.
     """
     studies: dict[str, tuple[int, dict[str, Any], list[str]]] = {}
+    line = 0
     folders = (path.parent / "files", path.parent / "mimic-cxr-reports/files")
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+            rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
             for row in rows:
-                study = row.get("study_id") or f"line {rows.line_num}"
-                _, _, images = studies.setdefault(study, (rows.line_num, dict(row), []))
+                line = rows.line_num
+                study = row.get("study_id") or f"line {line}"
+                _, _, images = studies.setdefault(study, (line, dict(row), []))
                 images.append(row.get("dicom_id") or "")
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a readable CSV file ({error})") from None
-    for line, row, images in studies.values():
-        yield Record(name, "line", line, row | {"images": images, "report": _report(row, folders)})
+        where = (
+            f", line {line + 1}" if isinstance(error, csv.Error) else ""
+        )  # bytes are read far ahead of rows
+        raise UserError(f"{path}{where}: not a readable CSV file ({error})") from None
+    for number, row, images in studies.values():
+        yield Record(name, "line", number, row | {"images": images, "report": _report(row, folders)})
 
 
 def _report(row: dict[str, Any], folders: tuple[Path, ...]) -> str | None:
