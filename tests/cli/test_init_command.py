@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from fedloom.cli.run_commands import app
@@ -70,6 +71,30 @@ def test_a_recipe_for_own_data_is_valid_as_written(tmp_path: Path, monkeypatch: 
     again = call("init", "mine.yaml", "--data", str(folder))
     assert again.exit_code == 2
     assert "exists already" in again.stderr
+
+
+@pytest.mark.parametrize("kind", ["records", "images by class"])
+def test_answers_are_no_groups_and_an_invalid_record_is_counted(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mine"
+    if kind == "records":
+        file = records(folder, groups=1) / "data.jsonl"
+        lines = [{**json.loads(line), "group": None} for line in file.read_text().splitlines()]
+        file.write_text("\n".join(map(json.dumps, [*lines, {"question": "Which?"}])))
+    else:
+        for number in range(24):
+            image = folder / "ab"[number % 2] / f"{number}.png"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(image)
+        (folder / "a" / "24.png").write_bytes(b"GIF89a")
+    result = call("init", "mine.yaml", "--data", str(folder))
+    assert result.exit_code == 0, result.stderr
+    assert ", 1 invalid (" in " ".join(result.output.split())
+    experiment = load_experiment("mine.yaml")
+    assert (experiment.scenario.clients, experiment.scenario.partition) == (3, "iid")
+    assert "the records have no groups" in Path("mine.yaml").read_text()
 
 
 def test_without_data_the_recipe_is_a_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

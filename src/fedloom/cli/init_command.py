@@ -17,8 +17,9 @@ TEXT = """\
 # `fedloom run {file}` runs it. Keys that are left out have defaults; `fedloom validate {file} --json` prints all.
 name: {name}
 data:
-  name: folder # a folder with records (train.jsonl and test.jsonl, or data.jsonl) and images; see docs/data-sets.md
+  name: folder # a folder with records (train.jsonl and test.jsonl, or data.jsonl) and images, or with images by class
   {root}
+  max_rejected: 0.01 # share of the records that may be invalid; `fedloom data check folder --root FOLDER` lists them
   # validation: 0.1 # share of each client's training examples that is held out to choose rounds and rates
 scenario:
   clients: {clients} # {about_clients}
@@ -57,7 +58,7 @@ def init(
 
         if file.exists():
             raise UserError(f"{file} exists already; give another name")
-        groups, counts = _groups(data) if data is not None else (0, None)
+        groups, counts = _groups_and_counts(data) if data is not None else (0, None)
         values = {
             "schema": schema_path().as_uri(),
             "file": file,
@@ -74,19 +75,28 @@ def init(
             echo_json({"file": str(file), "groups": groups, "examples": counts})
             return
         found = f": {counts['train']:,} training and {counts['test']:,} test examples" if counts else ""
+        if counts and counts["invalid"]:
+            found += (
+                f", {counts['invalid']:,} invalid (`fedloom data check folder --root {data}` lists them, and data.max_rejected "
+                "says how many a run allows)"
+            )
         echo(f"{file}{found}; `fedloom validate {file}` checks it")
 
 
-def _groups(folder: Path) -> tuple[int, dict[str, int]]:
-    """Return the number of groups of a folder's records, and part → how many examples it has."""
+def _groups_and_counts(folder: Path) -> tuple[int, dict[str, int]]:
+    """Return the number of groups that a folder's records state, and how many are to train, to test, and invalid.
+
+    A record without a group has its answer as the group if there are options; partitions by it would give each client one answer.
+    """
     from fedloom.config.schema import Data
     from fedloom.data import load_data
     from fedloom.data.own_folder import require_utf8
 
     require_utf8(folder)
-    data = load_data(Data(name="folder", root=str(folder)), 0)
-    groups = {example.group for example in data.train if example.group is not None}
-    return len(groups), {"train": len(data.train), "test": len(data.test)}
+    data = load_data(Data(name="folder", root=str(folder), max_rejected=1.0), 0)
+    stated = any(example.group != example.answer for example in data.train if example.group is not None)
+    groups = {example.group for example in data.train if stated} - {None}
+    return len(groups), {"train": len(data.train), "test": len(data.test), "invalid": len(data.rejected)}
 
 
 def _name(path: Path) -> str:

@@ -237,7 +237,10 @@ def _faults(contents: _Contents, max_rejected: float, *, needs_test: bool) -> It
     total = count + sum(map(len, contents.parts.values()))
     if count > max_rejected * total:
         verb = "is" if count == 1 else "are"
-        yield f"{count:,} of {total:,} records {verb} invalid, more than the {max_rejected:.1%} that a run allows"
+        yield (
+            f"{count:,} of {total:,} records {verb} invalid, more than the {max_rejected:.1%} that a run allows; fix them, or "
+            "raise data.max_rejected"
+        )
     for part in ("train", "test") if needs_test else ("train",):
         if not contents.parts[part]:
             yield f"no {part} record can be used"
