@@ -112,6 +112,16 @@ def test_an_experiment_may_ask_for_the_validation_part(fill: Any) -> None:
         load_data(without.data, 0, without.datasets)
 
 
+@pytest.mark.parametrize(
+    "names", [["images*4"], ["train/cat*4", "test/Cat *4"], ["train/scans*4", "val/cat*4"]]
+)
+def test_images_of_one_class_are_no_data_to_train_on_but_may_be_answered(names: list[str], fill: Any) -> None:
+    folder = fill(*names)
+    with pytest.raises(UserError, match="images of one class only, .* that says what each image shows"):
+        load(folder)
+    assert len(examples_of(folder).test) == 4 * len(names)
+
+
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_a_damaged_image_counts_only_in_a_part_that_is_read(part: str, fill: Any) -> None:
     folder = fill("train/cat*4", "train/dog*4", "val/cat*2", "val/dog*2")

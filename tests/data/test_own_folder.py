@@ -62,6 +62,10 @@ UGLY = [
     (line(text="x" * MAX_LINE), "line is longer than 1,000,000 bytes"),
     (line(question=...), "question is missing"),
     (line(question=None), "question is missing"),
+    (
+        b'{"filename": "a.png", "label": "cat"}',
+        "it has no question, answer, image or text, but 'filename', 'label'; rename its fields",
+    ),
     (line(question=" \t"), "question is empty"),
     (line(answer=...), "answer is missing"),
     (line(answer=""), "answer is empty"),

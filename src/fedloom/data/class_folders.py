@@ -16,8 +16,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from fedloom.data.duplicates import normalized_text
 from fedloom.data.images import fully_checked_image, holds_image, quick_check
-from fedloom.data.record_files import Record
+from fedloom.data.record_files import Record, quoted
 from fedloom.data.record_folder import SPLITS, SUFFIXES, VALIDATION, VALIDATION_NAMES
 from fedloom.system.errors import UserError, reading
 from fedloom.types import LazyImage, Rejected
@@ -63,6 +64,21 @@ def class_records(
     """
     for split, part in class_parts(root, validation=validation):
         yield from _part(root, part, split, images)
+
+
+def require_several_classes(root: Path) -> None:
+    """Refuse a folder with images of a single class, such as a folder `images` without the records that belong to it.
+
+    Raises:
+        UserError: There is one class only, or the layout is unclear.
+    """
+    folders = [folder for _, part in class_parts(root, validation=False) for folder in _folders(part)]
+    filled = [folder for folder in folders if _holds_images(folder)]
+    if len({normalized_text(folder.name) for folder in filled}) == 1:
+        raise UserError(
+            f"data: {root} holds images of one class only, {quoted(filled[0].name)}, so there is nothing to tell apart; give a folder "
+            "of images for each class, or a file of records (such as data.jsonl) that says what each image shows"
+        )
 
 
 def class_parts(root: Path, *, validation: bool) -> list[tuple[str | None, Path]]:

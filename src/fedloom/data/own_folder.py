@@ -51,7 +51,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedloom.data.class_folders import class_parts, class_records, is_class_folder
+from fedloom.data.class_folders import class_parts, class_records, is_class_folder, require_several_classes
 from fedloom.data.duplicates import content_keys, normalized_text, pixel_key
 from fedloom.data.loading import divide
 from fedloom.data.record_examples import examples_of_record
@@ -96,6 +96,8 @@ def load_folder(settings: Data, seed: int) -> DataSet:
             f"data.validation is published, but {root} holds no validation.jsonl, no record with the split "
             f"{VALIDATION}, and no folder {VALIDATION} of classes; add one, or give a share of the training examples, such as 0.1"
         )
+    if _holds_classes(root):
+        require_several_classes(root)
     return _data_set(*_records_and_images(root, validation=published), settings, seed)
 
 

@@ -58,6 +58,9 @@ def _conversation_examples(record: Record, find_image: FindAnyImage) -> list[Exa
 
 def _single_example(record: Record, find_image: FindAnyImage) -> Example:
     values = record.values
+    if values and not any(field in values for field in FIELDS):
+        named = ", ".join(quoted(name) for name in values)
+        raise InvalidRecord(f"it has no question, answer, image or text, but {named}; rename its fields")
     question, answer = _given(values, "question"), _answer(values)
     if MARK.search(answer):
         raise InvalidRecord("answer holds an <image> mark, which only the question can")
