@@ -117,7 +117,7 @@ def test_an_experiment_may_ask_for_the_validation_part(fill: Any) -> None:
 )
 def test_images_of_one_class_are_no_data_to_train_on_but_may_be_answered(names: list[str], fill: Any) -> None:
     folder = fill(*names)
-    with pytest.raises(UserError, match="images of one class only, .* that says what each image shows"):
+    with pytest.raises(UserError, match=r"images of one class only, .* that says what each image shows"):
         load(folder)
     assert len(examples_of(folder).test) == 4 * len(names)
 
