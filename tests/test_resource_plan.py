@@ -127,6 +127,20 @@ def test_every_algorithm_can_be_planned(tiny_model: Path) -> None:
     assert plan.seconds["training"] > 0
 
 
+def test_methods_with_one_training_take_its_time_and_place_once(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "machine_speed", lambda device: 1e9)
+    methods = ["local", "fedavg", "fedavg+finetune"]
+    more = [f"{name}+prior" for name in methods] + ["fedavg+pool-alone+prior"]
+    once, again = (
+        plan_run(small(tiny_model, methods=names, evaluate={"scoring": "likelihood"}))
+        for names in (methods, [*methods, *more])
+    )
+    assert (again.disk_bytes, again.seconds) == (once.disk_bytes, once.seconds)
+    assert list(again.bytes) == ["fedavg", "fedavg+finetune", *more[1:]]
+
+
 @pytest.mark.parametrize("name", ["centralized", "local"])
 def test_baselines_send_nothing(name: str, tiny_model: Path) -> None:
     plan = plan_run(small(tiny_model, methods=[name]))

@@ -84,6 +84,11 @@ def trained_as(experiment: Experiment, name: str) -> str:
     return next((other for other, one in methods.items() if one == training), next(alike, name))
 
 
+def trainings_of(experiment: Experiment) -> list[str]:
+    """Return the methods under whose names trainings are kept, so that each training is there once; see `trained_as`."""
+    return [name for name in experiment.methods if trained_as(experiment, name) == name]
+
+
 def asked_again(experiment: Experiment, name: str) -> bool:
     """Return whether other methods of an experiment are evaluated with the models of a method, too."""
     owner, entries = trained_as(experiment, name), experiment.entries

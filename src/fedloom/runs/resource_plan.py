@@ -31,8 +31,9 @@ from fedloom.runs.client_classes import (
     precision_here,
 )
 from fedloom.runs.modality_slices import slices_of
+from fedloom.runs.own_answers import trainings_of
 from fedloom.runs.privacy_ledger import planned_privacy
-from fedloom.runs.site_setup import algorithm_of
+from fedloom.runs.site_setup import algorithm_of, parts_of_kind
 from fedloom.scenarios.plan import Plan
 from fedloom.types import DataSet
 
@@ -215,7 +216,7 @@ def disk_bytes(experiment: Experiment, site: Site) -> int:
     """Return the bytes of checkpoints, of clients' memories and of the adapter."""
     values, total = 4 * site.tuned.layout.size, 0
     clients = experiment.scenario.clients
-    for name in experiment.methods:
+    for name in trainings_of(experiment):
         method = experiment.method(name)
         if not method.federated and method.base not in BASELINES_TRAINED:
             continue
@@ -239,9 +240,11 @@ def _seconds(
     """Return the wall time by kind, given that of training."""
     vlm = site.tuned.vlm
     sizes = step_sizes(vlm, adapter_values(site))
-    forwards = 0
+    forwards, trained = 0, trainings_of(experiment)
     for name in experiment.methods:
         method = experiment.method(name)
+        if name not in trained and not any(parts_of_kind(experiment, method, "mix")):
+            continue  # models that answered before
         passes = parts = len(slices_of(data.test)) if data.test else 0
         if method.federated or method.base in BASELINES_TRAINED:
             every, models = experiment.evaluate.every, _models(experiment, site, name)
@@ -272,7 +275,7 @@ def _training_seconds(
     Processes share the machine's threads, so they make a round no faster here.
     """
     seconds = dict[int | None, float]()
-    for name in experiment.methods:
+    for name in trainings_of(experiment):
         method = experiment.method(name)
         if not method.federated and method.base not in BASELINES_TRAINED:
             continue
