@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from operator import ne
 from pathlib import Path
@@ -26,7 +25,6 @@ from client_gains import (
     setting_table,
     size_table,
 )
-from fedloom.report.federation_gain import tasks_in
 from fedloom.report.significance import estimate
 from fedloom.report.sweeps.comparison_tables import factor_title, group_by_factor, overall_table, split_tables
 from fedloom.report.sweeps.estimate_texts import estimate_text
@@ -40,7 +38,7 @@ from fedloom.report.sweeps.sweep_results import (
     paired_difference,
 )
 from fedloom.report.sweeps.sweep_tables import global_tables
-from fedloom.report.sweeps.sweep_verdicts import own_table, verdict_table
+from fedloom.report.sweeps.sweep_verdicts import own_table, verdict_table, verdicts_by_task
 from fedloom.report.tables import Table, is_federated, label
 from fedloom.system.json_files import read_json, write_atomic
 
@@ -162,13 +160,10 @@ def markdown(table: Table) -> str:
 
 
 def one_task_each(sweep: SweepRun) -> list[tuple[str, SweepRun]]:
-    """Return the cells of each task as a sweep, with what to add to a title; scores of different tasks are not averaged."""
-    found: dict[str, list[CellRun]] = {}
-    for cell in sweep.cells:
-        found.setdefault(", ".join(tasks_in(cell.result or {"scores": {}})), []).append(cell)
-    if len(found) == 1:
-        return [("", sweep)]
-    return [(f", {task}", replace(sweep, cells=tuple(cells))) for task, cells in found.items()]
+    """Return the cells of each task as a sweep, with what to add to a title."""
+    return [
+        (f", {', '.join(tasks)}" if sweep.mixed_tasks else "", part) for tasks, part in sweep.by_task.items()
+    ]
 
 
 def tables(value: Json, sweep: SweepRun, method: str | None) -> Iterator[tuple[str, Table]]:
@@ -194,6 +189,7 @@ def tables(value: Json, sweep: SweepRun, method: str | None) -> Iterator[tuple[s
     for name, found in (("Own data", own_table(sweep)), ("Clients", verdict_table(sweep))):
         if found is not None:
             yield name, found
+    yield from verdicts_by_task(sweep)
     if not sweep.mixed_tasks and len(kinds_of(sweep)) > 1:
         yield "Kinds of settings", kind_differences(sweep)
     if (together := all_parts_table(sweep)) is not None and not sweep.mixed_tasks:

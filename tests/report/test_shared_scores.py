@@ -25,7 +25,7 @@ from fedloom.report.sweeps.comparison_tables import (
 from fedloom.report.sweeps.sweep_page import render_sweep
 from fedloom.report.sweeps.sweep_results import SweepRun, headline, read_sweep
 from fedloom.report.sweeps.sweep_tables import finding_pairs, gain_table, global_tables, part_table
-from fedloom.report.sweeps.sweep_verdicts import sweep_verdict, verdict_table
+from fedloom.report.sweeps.sweep_verdicts import sweep_verdict, verdict_table, verdicts_by_task
 from fedloom.report.sweeps.terminal_tables import terminal_tables
 from fedloom.report.terminal_summary import terminal_table
 
@@ -318,6 +318,29 @@ def test_the_interval_of_both_levels_is_wider_than_that_of_either(tmp_path):
     assert table is not None
     assert row_of(table, "FedAvg")["Both levels"] == f"±{100 * verdict.both_levels:.1f}"
     assert sweep_verdict(sweep.cells[:1], "fedavg", "local").both_levels is None  # one seed has one level
+
+
+def test_a_sweep_of_several_tasks_says_of_each_who_is_worse_off_and_how_much(tmp_path):
+    """Points of accuracy and of IoU are not averaged, so that each task has a table of its own."""
+    choice = {
+        "main": "fedavg",
+        "scores": {"local": scores(0.4, [0.5, 0.7], own=True), "fedavg": scores(0.6, [0.8, 0.5])},
+    }
+    boxes = json.loads(json.dumps(choice).replace('"choice"', '"grounding"').replace('"accuracy"', '"iou"'))
+    boxes["scores"]["fedavg"]["client_tasks"][1]["grounding"] = 0.6
+    sweep = read_sweep(sweep_of(tmp_path, choice, boxes))
+    together, by_task = verdict_table(sweep), dict(verdicts_by_task(sweep))
+    assert together is not None and together.columns == ("Method", "Clients")
+    assert row_of(together, "FedAvg")["Clients"] == "2/0/2"
+    assert list(by_task) == ["Choice: Accuracy", "Grounding: Mean IoU"]
+    found = {task: row_of(table, "FedAvg") for task, table in by_task.items()}
+    assert [row["Clients"] for row in found.values()] == ["1/0/1", "1/0/1"]
+    assert [row["Worst client"] for row in found.values()] == ["−20.0", "−10.0"]
+    assert [row["Bottom fifth"] for row in found.values()] == ["−20.0", "−10.0"]
+    assert "Bottom fifth: mean gain" in by_task["Grounding: Mean IoU"].note
+    for shown in (render_sweep(sweep), terminal_tables(sweep)):
+        assert all(f"Clients, against training alone ({task})" in shown for task in by_task)
+    assert not verdicts_by_task(read_sweep(sweep_of(tmp_path / "one", choice)))
 
 
 def test_gains_over_training_alone_are_of_the_shared_model_as_their_note_says(tmp_path):

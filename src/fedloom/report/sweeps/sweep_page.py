@@ -37,6 +37,7 @@ from fedloom.report.sweeps.sweep_verdicts import (
     sweep_pareto,
     sweep_work,
     verdict_table,
+    verdicts_by_task,
     work_table,
 )
 from fedloom.report.tables import MISSING, Table, counted, title
@@ -100,6 +101,7 @@ def render_sweep(full_sweep: SweepRun) -> str:
         both=sweep.has_both,
         own=own_table(sweep),
         verdicts=verdict_table(sweep),
+        verdicts_by_task=verdicts_by_task(sweep),
         work=work_table(full_sweep),
         pareto=figure(lambda width: sweep_pareto(sweep, width)),
         metric=metric,

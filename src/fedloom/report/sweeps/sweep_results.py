@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -99,7 +99,16 @@ class SweepRun:
     @property
     def mixed_tasks(self) -> bool:
         """Whether cells have different tasks, whose scores must not be averaged together."""
-        return len({frozenset(tasks_in(cell.result)) for cell in self.cells if cell.result}) > 1
+        return len(self.by_task) > 1
+
+    @property
+    def by_task(self) -> dict[tuple[str, ...], SweepRun]:
+        """The finished cells of each task, or of the same tasks, as a sweep; scores of different tasks are not averaged."""
+        found: dict[tuple[str, ...], list[CellRun]] = {}
+        for cell in self.cells:
+            if cell.result is not None:
+                found.setdefault(tuple(sorted(tasks_in(cell.result))), []).append(cell)
+        return {tasks: replace(self, cells=tuple(cells)) for tasks, cells in found.items()}
 
     @property
     def has_both(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import hypot
 from statistics import fmean
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from fedloom.report.charts import short_label
 from fedloom.report.client_verdicts import Gain, bottom_fifth, own_mean, verdict_on
 from fedloom.report.overview_charts import Mark, Row, overview
 from fedloom.report.pareto_chart import pareto_chart
+from fedloom.report.score_tables import headline_title
 from fedloom.report.shared_scores import (
     ABOUT,
     OWN_DATA,
@@ -38,6 +40,9 @@ from fedloom.report.sweeps.sweep_results import (
 from fedloom.report.tables import MISSING, Table, bytes_sent, is_federated, percent, signed, title
 from fedloom.report.training_work import Work, is_equal_work, work_cells, work_sentence
 from fedloom.report.verdict_tables import baseline_note
+
+GAIN = "Mean gain"
+"""Heading of the first column of a table of verdicts that is about gains; those before it are about scores."""
 
 
 class SweepVerdict(NamedTuple):
@@ -133,7 +138,7 @@ def own_table(sweep: SweepRun) -> Table | None:
 def verdict_table(sweep: SweepRun) -> Table | None:
     """Return the table of the verdicts on the methods over all cells; None without local training.
 
-    If cells have different tasks, it has counts only.
+    If cells have different tasks, it has the numbers of clients only, and `verdicts_by_task` the rest.
     """
     alone = local_of(sweep)
     if alone is None or not any(count_clients_in_cells(sweep.cells, name, alone) for name in sweep.methods):
@@ -142,13 +147,18 @@ def verdict_table(sweep: SweepRun) -> Table | None:
     found = {
         method: sweep_verdict(sweep.cells, method, other or alone) for method, other in baselines.items()
     }
-    levels = not sweep.mixed_tasks and any(verdict.both_levels is not None for verdict in found.values())
+    counted = (
+        "Clients: how many are better off / equally well off / worse off than with the model that each trained alone, on data like its "
+        f"own; equally means that scores differ by less than {100 * SAME:g} points.{baseline_note(baselines, alone)}"
+    )
+    if sweep.mixed_tasks:
+        rows = tuple((short_label(method), _counts(verdict)) for method, verdict in found.items())
+        return Table(("Method", "Clients"), rows, f"Over all cells and seeds. {counted}")
+    levels = any(verdict.both_levels is not None for verdict in found.values())
     rows = tuple(_verdict_row(sweep, method, verdict, levels) for method, verdict in found.items())
     note = (
         "Over all cells and seeds, in percent; gains in points over the model that each client trained alone, on data like its own. "
-        "Bottom fifth: mean gain of the fifth of clients that gain least. Clients: how many are better off / equally well "
-        f"off / worse off; equally means that scores differ by less than {100 * SAME:g} points."
-        f"{baseline_note(baselines, alone)}"
+        f"Bottom fifth: mean gain of the fifth of clients that gain least. {counted}"
     )
     if levels:
         note += (
@@ -158,29 +168,46 @@ def verdict_table(sweep: SweepRun) -> Table | None:
     scores = (SHARED_MODEL, OWN_MODELS, OWN_DATA) if sweep.has_both else ("Global test", "Own data")
     if sweep.has_both:
         note += f" {ABOUT}"
-    heads = ("Method", *scores, "Mean gain", *(["Both levels"] if levels else []))
+    heads = ("Method", *scores, GAIN, *(["Both levels"] if levels else []))
     heads += ("Bottom fifth", "Worst client", "Clients")
     return Table(heads, rows, add_legend(note, rows))
 
 
+def verdicts_by_task(sweep: SweepRun) -> list[tuple[str, Table]]:
+    """Return the name of each task and the table of the verdicts on the methods in its cells; none if all have the same tasks.
+
+    The last table explains the columns of all.
+    """
+    parts = sweep.by_task if sweep.mixed_tasks else {}
+    tables = ((_task_title(tasks, part), verdict_table(part)) for tasks, part in parts.items())
+    found = [(name, table) for name, table in tables if table is not None]
+    return [(name, replace(table, note=add_legend("", table.rows))) for name, table in found[:-1]] + found[
+        -1:
+    ]
+
+
+def _task_title(tasks: Sequence[str], sweep: SweepRun) -> str:
+    return headline_title(tasks[0], sweep.metric) if len(tasks) == 1 else ", ".join(tasks)
+
+
 def _verdict_row(sweep: SweepRun, method: str, verdict: SweepVerdict, levels: bool) -> tuple[str, ...]:
     kinds: list[Models] = [shared_model, own_models] if sweep.has_both else [for_everybody]
-    everybody = [
-        None if sweep.mixed_tasks else mean_over_seeds(sweep.cells, method, of=models) for models in kinds
-    ]
-    own = None if sweep.mixed_tasks else verdict.own
-    gain = None if sweep.mixed_tasks else verdict.gain
+    everybody = [mean_over_seeds(sweep.cells, method, of=models) for models in kinds]
     worst = verdict.worst
     return (
         short_label(method),
         *map(estimate_text, everybody),
-        estimate_text(own),
-        estimate_text(gain, "+"),
+        estimate_text(verdict.own),
+        estimate_text(verdict.gain, "+"),
         *([MISSING if (half := verdict.both_levels) is None else f"±{percent(half)}"] if levels else []),
-        MISSING if verdict.bottom_fifth is None or sweep.mixed_tasks else signed(verdict.bottom_fifth),
-        MISSING if worst is None or sweep.mixed_tasks else signed(worst[0].points),
-        counts_text(verdict.counts).replace(" ", ""),
+        MISSING if verdict.bottom_fifth is None else signed(verdict.bottom_fifth),
+        MISSING if worst is None else signed(worst[0].points),
+        _counts(verdict),
     )
+
+
+def _counts(verdict: SweepVerdict) -> str:
+    return counts_text(verdict.counts).replace(" ", "")
 
 
 def sweep_overview(sweep: SweepRun, width: float) -> Markup:
