@@ -72,7 +72,8 @@ def _whole(settings: Model, families: Mapping[str, Family]) -> Vlm:
         raise UserError(
             f"model.path: {settings.path!r} is of family {kind!r}; supported families: {', '.join(families)}"
         )
-    family, tokenizer = families[kind], source.tokenizer()
+    family = families[kind]
+    tokenizer = source.tokenizer(images=family.images)
     images = source.read(AutoImageProcessor) if family.images else None
     with torch.device("meta"):
         model = (AutoModelForImageTextToText if family.images else AutoModelForCausalLM).from_config(config)
