@@ -23,12 +23,21 @@ from fedloom.system.progress import Progress
 from fedloom.system.temporary_folders import temporary_folder
 from fedloom.tasks.rendering import render
 from fedloom.tuning.adapters import release
-from fedloom.tuning.export_adapter import base_location, export_adapter, merge_adapters, with_rank
+from fedloom.tuning.export_adapter import (
+    base_location,
+    export_adapter,
+    foreign_parameters,
+    merge_adapters,
+    with_rank,
+)
 from fedloom.types import Example, Presence
 from fedloom.version import __version__
 
 CARD, PROMPT, BASE = "README.md", "prompt.json", "base"
 """Names in an exported folder: the model card, the form of prompts, and the folder of a base model that no other folder holds."""
+
+FOREIGN = 3
+"""The most values that a message names with which no class of transformers loads a model."""
 
 LEFT_OUT = ("config.json", "generation_config.json", "model.safetensors.index.json")
 """Files of a model folder that belong to its weights, and not to its processor."""
@@ -61,10 +70,11 @@ def export_model(
         tuned, params = with_rank(tuned, params, rank)
     if base is None and not has_no_folder(context.experiment):
         base = base_location(tuned.vlm)
+    foreign = foreign_values(context)
     others = {
         **processor_files(context.vlm, context.experiment),
         PROMPT: _prompt_form(context, question),
-        CARD: model_card(context, question, base, rank=rank).encode(),
+        CARD: model_card(context, question, base, rank=rank, foreign=foreign).encode(),
     }
     export_adapter(tuned, params, folder, base or str((folder / BASE).resolve()), others)
 
@@ -91,12 +101,12 @@ def export_from_run(
         merged: Whether to write a whole model, in which the adapters are merged, instead of an adapter.
         rank: The rank of the exported adapters; None keeps theirs.
         with_base: Whether to write the base model beside the adapter, in `base`. A base model that was made for the run, by a
-            new connector or from parts, always is.
+            new connector or from parts, always is, unless no class of transformers would load it.
         changes: Current places of data and models.
         progress: Shows the loading and the writing; None shows nothing.
 
     Raises:
-        UserError: There is no such model, or `out` is not empty.
+        UserError: There is no such model, `out` is not empty, or no class of transformers would load the whole model.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; choose another one with --out")
@@ -119,10 +129,28 @@ def has_no_folder(experiment: Experiment) -> bool:
     return model.connector is not None or (model.encoder is not None and model.llm is not None)
 
 
+def foreign_values(context: RunContext) -> list[str]:
+    """Return the names of values with which no class of transformers loads a run's model; see `foreign_parameters`."""
+    return foreign_parameters(context.tuned) if has_no_folder(context.experiment) else []
+
+
+def _require_class(context: RunContext, option: str) -> None:
+    """Raise `UserError` if no class of transformers would load a whole model of a run."""
+    if foreign := foreign_values(context):
+        model = type(context.vlm.model).__name__
+        listed = ", ".join(foreign[:FOREIGN]) + (" and others" if len(foreign) > FOREIGN else "")
+        raise UserError(
+            f"{option}: {model} of transformers and the run's model differ in {listed}, so that stock libraries would load another "
+            f"model; leave out {option}, and load the adapter as its README.md shows"
+        )
+
+
 def _export_adapter(
     models: SavedModels, question: Question, out: Path, *, rank: int | None, with_base: bool
 ) -> None:
-    own_base = with_base or has_no_folder(models.experiment)
+    if with_base:
+        _require_class(models.context, "--with-base")
+    own_base = with_base or (has_no_folder(models.experiment) and not foreign_values(models.context))
     place = str((out / BASE).resolve()) if own_base else None
     export_model(models.context, question, out, rank=rank, base=place)
     if own_base:
@@ -132,7 +160,9 @@ def _export_adapter(
 
 def _export_merged(models: SavedModels, question: Question, out: Path) -> None:
     context = models.context
-    card = model_card(context, question, base_location(context.vlm), merged=True)
+    _require_class(context, "--merged")
+    base = None if has_no_folder(context.experiment) else base_location(context.vlm)
+    card = model_card(context, question, base, merged=True)
     others = {PROMPT: _prompt_form(context, question), CARD: card.encode()}
     merge_adapters(context.tuned, models.params(question))
     _save_model(context, out, others)
