@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.models.tiny import CLIP, tokenizer
+from tests.hostile.models import Build, content, document, hub_cache
+from tests.models.tiny import CLIP, save, tokenizer
 from transformers import (
+    AutoImageProcessor,
     CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -20,9 +25,16 @@ from transformers import (
 )
 
 import fedloom
-from fedloom.runs.export_models import export_from_run
+from fedloom.models.assemble_model import load_model
+from fedloom.runs.export_models import export_from_run, processor_files
 from fedloom.runs.finished_run import FinishedRun
 from fedloom.system.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save("qwen2_vl", tmp_path_factory.mktemp("qwen") / "model")
+
 
 IDS = torch.tensor([[5, 9, 30, 7]])
 
@@ -75,7 +87,7 @@ def logits(model: Any) -> torch.Tensor:
     return model(input_ids=IDS).logits
 
 
-KINDS = {
+KINDS: dict[str, tuple[dict[str, Any] | None, str, str]] = {
     "another connector": ({"connector": "linear"}, "lora", "multi_modal_projector"),
     "a resampler that is trained": (
         {"connector": "resampler", "queries": 3},
@@ -96,7 +108,8 @@ def test_a_model_that_no_class_can_hold_says_how_it_is_loaded(
         {"path": str(tiny_model), **settings} if settings else assembled(tmp_path, PhiForCausalLM, PhiConfig)
     )
     run = finished(model, tmp_path / "run", strategy)
-    for option, choices in (("--merged", {"merged": True}), ("--with-base", {"with_base": True})):
+    options: dict[str, dict[str, Any]] = {"--merged": {"merged": True}, "--with-base": {"with_base": True}}
+    for option, choices in options.items():
         with pytest.raises(UserError, match=f"^{option}: Llava.* differ in .*{named}"):
             export_from_run(run.folder, tmp_path / "whole", **choices)
     assert not (tmp_path / "whole").exists()
@@ -126,3 +139,54 @@ def test_an_assembled_model_names_its_parts_and_is_loaded_by_stock_libraries(tmp
         card = (out / "README.md").read_text()
         assert f"* **Base model:** `{model['encoder']}` + `{model['llm']}`, SHA-256" in card
         assert "base_model:" not in card
+
+
+def nested(folder: Path) -> None:
+    """Keep the image processor in the file of the processor, as transformers 5 does."""
+    own = folder / "preprocessor_config.json"
+    document("processor_config.json", partial(dict.update, image_processor=json.loads(own.read_text())))(
+        folder
+    )
+    own.unlink()
+
+
+LAYOUTS: dict[str, Build] = {
+    "an image processor": lambda folder: None,
+    "an image processor and a processor": document(
+        "processor_config.json", partial(dict.update, patch_size=8)
+    ),
+    "a processor that holds all": nested,
+    "a processor of videos": content("video_preprocessor_config.json", "{}"),
+}
+
+
+@pytest.mark.parametrize("pixels", [None, 800])
+@pytest.mark.parametrize("hub", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_exported_model_has_the_processor_of_the_run(
+    layout: str, hub: bool, pixels: int | None, qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is lost, also if the model is in the hub's cache; images have at most as many pixels as in the run."""
+    folder = tmp_path / "hub" / "models--some--model"
+    shutil.copytree(qwen, folder)
+    LAYOUTS[layout](folder)
+    expected = {file.name for file in folder.iterdir()} - {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
+    if hub:
+        hub_cache(folder)
+        (folder / "refs").mkdir()
+        (folder / "refs/main").write_text("0" * 40)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    path = "some/model" if hub else str(folder)
+    experiment = fedloom.Experiment(name="x", data={"name": "emoji"}, model={"path": path, "pixels": pixels})
+    vlm = load_model(experiment.model, 0)
+    files = processor_files(vlm, experiment)
+    assert files.keys() - {"preprocessor_config.json"} == expected - {"preprocessor_config.json"}
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, value in files.items():
+        (out / name).write_bytes(value)
+    assert AutoImageProcessor.from_pretrained(out).to_dict() == vlm.processor.image_processor.to_dict()

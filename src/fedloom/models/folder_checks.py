@@ -34,6 +34,9 @@ VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokeni
 """Further files that tokenizers are read from; each may have up to `LARGEST` bytes."""
 LARGEST = 512 * MEBI
 
+UNREAD = ("video_preprocessor_config.json",)
+"""Files of a processor that only stock libraries read, so that an exported model has to contain them."""
+
 TEMPLATE = 2**20
 """Characters that a chat template may have."""
 
@@ -67,6 +70,7 @@ class ModelFiles:
         config: The content of `config.json`.
         weights: The safetensors files in reading order; empty if there are none.
         others: All further files.
+        unread: Files that are not read here, but belong to the processor; see `UNREAD`.
     """
 
     key: str
@@ -75,6 +79,7 @@ class ModelFiles:
     config: Mapping[str, Any]
     weights: tuple[Path, ...]
     others: tuple[Path, ...]
+    unread: tuple[Path, ...] = ()
 
 
 def model_files(key: str, name: str, folder: Path, *, complete: bool = True) -> ModelFiles:
@@ -125,7 +130,8 @@ def model_files(key: str, name: str, folder: Path, *, complete: bool = True) -> 
         if not _check(folder, path, None, wrong) and complete:
             raise wrong(f"{path.name} is missing")
     existing = tuple(sorted(path for path in others if path.exists()))
-    return ModelFiles(key, name, folder, config, weights, existing)
+    unread = tuple(folder / file for file in UNREAD if _check(folder, folder / file, MEBI, wrong))
+    return ModelFiles(key, name, folder, config, weights, existing, unread)
 
 
 def _templates(folder: Path) -> list[Path]:

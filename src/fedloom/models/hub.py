@@ -23,7 +23,15 @@ from fedloom.models.check_weights import (
     limited_size,
     tensors_of,
 )
-from fedloom.models.folder_checks import BUNDLED, SETTINGS, VOCABULARY, ModelFiles, check_numbers, model_files
+from fedloom.models.folder_checks import (
+    BUNDLED,
+    SETTINGS,
+    UNREAD,
+    VOCABULARY,
+    ModelFiles,
+    check_numbers,
+    model_files,
+)
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import cache_folder, combine_digests, file_digests
 
@@ -195,7 +203,9 @@ class Source:
         try:
             if not self.network:
                 return get("config.json")
-            folder = get(*SETTINGS, *VOCABULARY, "chat_template.jinja", "additional_chat_templates/*.jinja")
+            folder = get(
+                *SETTINGS, *VOCABULARY, *UNREAD, "chat_template.jinja", "additional_chat_templates/*.jinja"
+            )
             named = model_files(self.key, self.path, folder, complete=False).weights
             get(*([path.name for path in named] or ["model.safetensors"]))
         except UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,7 +10,7 @@ from typing import Any
 
 from fedloom.client.site import Question
 from fedloom.experiment.experiment import Experiment
-from fedloom.models.folder_checks import model_files
+from fedloom.models.hub import Source
 from fedloom.models.load_model import Vlm
 from fedloom.runs.model_card import model_card
 from fedloom.runs.run_context import RunContext
@@ -38,6 +39,9 @@ CARD, PROMPT, BASE = "README.md", "prompt.json", "base"
 
 FOREIGN = 3
 """The most values that a message names with which no class of transformers loads a model."""
+
+PROCESSOR = "processor_config.json"
+"""The file of a processor, which may hold the settings of its image processor."""
 
 LEFT_OUT = ("config.json", "generation_config.json", "model.safetensors.index.json")
 """Files of a model folder that belong to its weights, and not to its processor."""
@@ -184,23 +188,44 @@ def _save_model(context: RunContext, out: Path, others: Mapping[str, bytes]) -> 
 
 
 def processor_files(vlm: Vlm, experiment: Experiment) -> dict[str, bytes]:
-    """Return name → content of the files of a model's tokenizer, image processor and chat template."""
-    place = Path(base_location(vlm))
-    if place.is_dir() and not (experiment.model.encoder and experiment.model.llm):
-        others = model_files("model.path", vlm.name, place, complete=False).others
+    """Return name → content of the files of a model's tokenizer, processor and chat template, with which the run worked."""
+    if experiment.model.encoder and experiment.model.llm:
+        files = _saved_parts(vlm.processor.tokenizer, vlm.processor.image_processor)
+    else:
+        found = Source("model.path", vlm.name, network=False).files
         files = {
             file.name: file.read_bytes()
-            for file in others
-            if file.parent == place and file.name not in LEFT_OUT
+            for file in (*found.others, *found.unread)
+            if file.parent == found.folder and file.name not in LEFT_OUT
         }
-    else:
-        with TemporaryDirectory() as work:
-            for part in (vlm.processor.tokenizer, vlm.processor.image_processor):
-                if part is not None:
-                    part.save_pretrained(work)
-            files = {file.name: file.read_bytes() for file in sorted(Path(work).iterdir()) if file.is_file()}
+    if experiment.model.pixels is not None:
+        files |= _bounded_images(vlm, files.get(PROCESSOR))
     if vlm.processor.tokenizer.chat_template is None:
         files.setdefault("chat_template.jinja", vlm.processor.chat_template.encode())
+    return files
+
+
+def _saved_parts(*parts: Any) -> dict[str, bytes]:
+    """Return name → content of the files in which tokenizers and image processors save themselves; None has no files."""
+    with TemporaryDirectory() as work:
+        for part in parts:
+            if part is not None:
+                part.save_pretrained(work)
+        return {file.name: file.read_bytes() for file in sorted(Path(work).iterdir()) if file.is_file()}
+
+
+def _bounded_images(vlm: Vlm, processor: bytes | None) -> dict[str, bytes]:
+    """Return the files of an image processor that has the run's bound of pixels, which the base model's has not.
+
+    Args:
+        vlm: The model of the run.
+        processor: The content of the base model's `processor_config.json`, which may hold an image processor; None for none.
+    """
+    files = _saved_parts(vlm.processor.image_processor)
+    content = {} if processor is None else json.loads(processor)
+    if "image_processor" in content:
+        (own,) = map(json.loads, files.values())
+        files[PROCESSOR] = json.dumps({**content, "image_processor": own}, indent=2).encode()
     return files
 
 
