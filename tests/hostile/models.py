@@ -297,6 +297,12 @@ BAD: dict[str, tuple[Build, str]] = {
     "a decoder of a list": (config(text_config=[]), "cannot load"),
     "features of no layer": (config(vision_feature_layer=-9), r"layer -9 \(vision_feature_layer\)"),
     "experts": (experts, "mixture of experts"),
+    **{
+        f"an end of {value!r}": (
+            document("generation_config.json", partial(dict.update, eos_token_id=value)), r"generation_config\.json: eos_token_id is",
+        )
+        for value in ("</s>", [5, "2"], 5.0, [[5]], True)
+    },
     # tokenizer
     "no tokenizer": (without("tokenizer.json"), "cannot load|no image token|end token"),
     "a damaged tokenizer": (content("tokenizer.json", '{"model": '), "cannot load"),
@@ -411,6 +417,9 @@ GOOD: dict[str, Build] = {
     "weights linked from elsewhere": linked_weights,
     "two shards": shards,
     "a pickle beside": content("pytorch_model.bin", pickle.dumps(Trap())),
+    "ends beyond the vocabulary": document(
+        "generation_config.json", partial(dict.update, eos_token_id=[5, 10**6, None])
+    ),
     "half precision": tensors(lambda held: held.update({name: one.half() for name, one in held.items()})),
     "buffers that are computed again": tensors(
         lambda held: held.update(

@@ -123,6 +123,7 @@ def model_files(key: str, name: str, folder: Path, *, complete: bool = True) -> 
             )
         if option.endswith("attn_implementation") and value not in (None, "eager", "sdpa"):
             raise wrong(f"config.json: {option} is {str(value)[:80]!r}; only eager and sdpa are supported")
+    _check_ends(content.get("generation_config.json", {}).get("eos_token_id"), wrong)
     for file in ("preprocessor_config.json", "processor_config.json"):
         _check_sizes(file, content.get(file, {}), wrong)
     weights = tuple(folder / file for file in _weights(folder, content, wrong))
@@ -227,6 +228,15 @@ def check_numbers(files: ModelFiles, tensors: int) -> None:
                     f"{files.key}: cannot load {files.name!r} (config.json: {name} is {str(number)[:40]}, but the weights "
                     f"hold {tensors:,} tensors)"
                 )
+
+
+def _check_ends(ends: Any, wrong: Callable[[str], UserError]) -> None:
+    """Raise an error unless the tokens that end an answer are given by number; null is none."""
+    for token in ends if isinstance(ends, list) else [ends]:
+        if token is not None and (not isinstance(token, int) or isinstance(token, bool)):
+            raise wrong(
+                f"generation_config.json: eos_token_id is {str(ends)[:80]!r}; expected the number of a token, or a list of numbers"
+            )
 
 
 def _check_sizes(file: str, content: Mapping[str, Any], wrong: Callable[[str], UserError]) -> None:
