@@ -22,6 +22,10 @@ MISSING = {
     "a model": (["model.path=/none/model"], "model.path: '/none/model' is not a folder with a checkpoint"),
     "a model nearby": (["model.path=./none"], "model.path: './none' is not a folder with a checkpoint"),
     "layers to train": (["strategy.targets=[q_prj]"], "no linear layer of the llm is called any of q_prj"),
+    "each layer to train": (
+        ["strategy.targets=[q_proj,v_porj,lm_head]"],
+        "no linear layer of the llm is called any of v_porj, lm_head; there are",
+    ),
     "enough examples": (["data.limit=3", "scenario.clients=5"], "clients"),
 }
 

@@ -11,6 +11,7 @@ import os
 import pickle
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,33 @@ def template(text: str) -> Build:
     return content("chat_template.jinja", text)
 
 
+def templates(
+    *, file: str | None = None, tokenizer: Any = None, processor: Any = None, json_file: Any = None
+) -> Build:
+    """Keep chat templates in some of the places that transformers reads them from, and in no other."""
+
+    def build(folder: Path) -> None:
+        (folder / "chat_template.jinja").unlink()
+        document("tokenizer_config.json", lambda held: held.pop("chat_template", None))(folder)
+        if file is not None:
+            template(file)(folder)
+        places = {
+            "tokenizer_config.json": tokenizer,
+            "processor_config.json": processor,
+            "chat_template.json": json_file,
+        }
+        for name, value in places.items():
+            if value is not None:
+                document(name, partial(dict.update, chat_template=value))(folder)
+
+    return build
+
+
+def named(**values: str) -> list[dict[str, str]]:
+    """Return several chat templates as a list of named ones."""
+    return [{"name": name, "template": value} for name, value in values.items()]
+
+
 def experts(folder: Path) -> None:
     """Put a mixture of experts into the place of the decoder."""
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -269,6 +297,12 @@ BAD: dict[str, tuple[Build, str]] = {
     "a decoder of a list": (config(text_config=[]), "cannot load"),
     "features of no layer": (config(vision_feature_layer=-9), r"layer -9 \(vision_feature_layer\)"),
     "experts": (experts, "mixture of experts"),
+    **{
+        f"an end of {value!r}": (
+            document("generation_config.json", partial(dict.update, eos_token_id=value)), r"generation_config\.json: eos_token_id is",
+        )
+        for value in ("</s>", [5, "2"], 5.0, [[5]], True)
+    },
     # tokenizer
     "no tokenizer": (without("tokenizer.json"), "cannot load|no image token|end token"),
     "a damaged tokenizer": (content("tokenizer.json", '{"model": '), "cannot load"),
@@ -320,6 +354,9 @@ BAD: dict[str, tuple[Build, str]] = {
     "a template that is no text": (
         both(without("chat_template.jinja"), content("chat_template.json", '{"chat_template": 7}')), "chat template|cannot load",
     ),
+    "templates without a default": (templates(tokenizer=named(rag=TEMPLATE, chat=TEMPLATE)), r"'default' \(the tokenizer has chat, rag\)"),
+    "an object without a default": (templates(json_file={"rag": TEMPLATE}), r"'default' \(chat_template\.json has rag\)"),
+    "a default that is no text": (templates(processor={"default": 7}), r"is not a string \(processor_config\.json\)"),
 }  # fmt: skip
 """Name → how the folder is changed, and what the message says."""
 
@@ -354,11 +391,35 @@ def shards(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": named}))
 
 
+MARKED = TEMPLATE + "{# marked #}"
+"""A chat template that can be told from `TEMPLATE` and writes the same."""
+
+TEXT_ONLY = TEMPLATE.replace("<image>", "")
+"""The chat template of the language model alone, which writes no images."""
+
+TEMPLATES: dict[str, Build] = {
+    "a file": templates(file=MARKED),
+    "the tokenizer": templates(tokenizer=MARKED),
+    "a list of the tokenizer": templates(tokenizer=named(rag=TEMPLATE, default=MARKED)),
+    "the processor": templates(processor=MARKED),
+    "the processor's own file": templates(json_file=MARKED),
+    "an object in the processor's own file": templates(json_file={"default": MARKED, "rag": TEMPLATE}),
+    "the processor beside another of the tokenizer": templates(processor=MARKED, tokenizer=TEXT_ONLY),
+    "the processor's own file beside another of the tokenizer": templates(
+        json_file=MARKED, tokenizer=TEXT_ONLY
+    ),
+    "the processor beside another file": templates(processor=MARKED, file=TEXT_ONLY),
+}
+"""Place → how the chat template `MARKED` gets there, in which transformers finds it for a model that sees images."""
+
 GOOD: dict[str, Build] = {
     "as it is": lambda folder: None,
     "weights linked from elsewhere": linked_weights,
     "two shards": shards,
     "a pickle beside": content("pytorch_model.bin", pickle.dumps(Trap())),
+    "ends beyond the vocabulary": document(
+        "generation_config.json", partial(dict.update, eos_token_id=[5, 10**6, None])
+    ),
     "half precision": tensors(lambda held: held.update({name: one.half() for name, one in held.items()})),
     "buffers that are computed again": tensors(
         lambda held: held.update(

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tests.answer_loss import answer_loss
 from tests.shares import each_once
 from transformers import (
+    AutoTokenizer,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -38,6 +39,7 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.models.assemble_model import base_digest, load_model
 from fedloom.models.batches import encode, generate, option_scores
 from fedloom.models.connectors import new_connector
+from fedloom.models.empty_model import empty_vlm
 from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import prepare
@@ -218,6 +220,26 @@ def test_its_parts_are_the_given_ones(encoder: Path, llm: Path) -> None:
     known = words.config.vocab_size
     assert torch.equal(state["lm_head.weight"][:known], words.lm_head.weight)
     assert len(state["lm_head.weight"]) == known + 1
+
+
+@pytest.mark.parametrize("added", [("<image>", "<more>"), ("<more>", "<image>"), ("<more>",)])
+def test_every_token_of_the_language_model_has_an_embedding(
+    encoder: Path, llm: Path, added: tuple[str, ...]
+) -> None:
+    """Tokens that were added without new embeddings start as the mean of the others, wherever the image token is."""
+    words = AutoTokenizer.from_pretrained(llm)
+    words.add_tokens(list(added))
+    words.save_pretrained(llm)
+    vlm = load(encoder, llm)
+    largest = max(vlm.tokenizer.get_vocab().values())
+    known = LlamaForCausalLM.from_pretrained(llm).get_input_embeddings().weight
+    rows = vlm.model.get_input_embeddings().weight
+    assert len(rows) == len(vlm.model.lm_head.weight) == largest + 1 > len(known)
+    torch.testing.assert_close(rows[len(known) :], known.mean(0).expand(largest + 1 - len(known), -1))
+    asked = Conversation("Is it <more>?", "<more>", Drawn("a"), ("<more>", "yes"))
+    assert answer_loss(vlm, [asked]).isfinite() and option_scores(vlm, [asked]).isfinite().all()
+    empty = empty_vlm(Model(encoder=str(encoder), llm=str(llm))).model
+    assert len(empty.get_input_embeddings().weight) == len(empty.lm_head.weight) == largest + 1
 
 
 def test_without_a_picture_it_says_what_the_language_model_says(encoder: Path, llm: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pickle
 import re
@@ -21,13 +22,18 @@ from fedloom.models.load_model import load_vlm
 from fedloom.system.errors import UserError
 from fedloom.types import Conversation
 
-from ..hostile.models import BAD, GOOD, hub_cache
+from ..hostile.models import BAD, GOOD, MARKED, TEMPLATES, hub_cache
 from .tiny import save
 
 
 @pytest.fixture(scope="session")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save("llava", tmp_path_factory.mktemp("good") / "model")
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save("llama", tmp_path_factory.mktemp("llama") / "model")
 
 
 @pytest.fixture
@@ -91,6 +97,30 @@ def test_a_hub_id_is_found_in_the_hubs_cache(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     vlm = load_vlm("some/model")
     assert vlm.digest == load_vlm(str(good)).digest
+
+
+@pytest.mark.parametrize("place", TEMPLATES)
+def test_the_chat_template_is_that_of_the_stock_processor(folder: Path, place: str) -> None:
+    """Wherever it is kept, it is found; the language model's own, which writes no images, is not taken for it."""
+    from transformers import LlavaProcessor
+
+    TEMPLATES[place](folder)
+    stock: Any = (
+        LlavaProcessor.from_pretrained(folder).chat_template or MARKED
+    )  # some read the tokenizer's, some none
+    assert load_vlm(str(folder)).tokenizer.chat_template == MARKED
+    assert (stock["default"] if isinstance(stock, dict) else stock) == MARKED
+
+
+def test_a_language_model_uses_the_template_of_its_tokenizer(llama: Path, tmp_path: Path) -> None:
+    """A processor's file beside it is read only if the tokenizer has none."""
+    folder = Path(shutil.copytree(llama, tmp_path / "model"))
+    own = load_vlm(str(folder)).tokenizer.chat_template
+    other = own + "{# other #}"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": other}))
+    assert load_vlm(str(folder)).tokenizer.chat_template == own
+    (folder / "chat_template.jinja").unlink()
+    assert load_vlm(str(folder)).tokenizer.chat_template == other
 
 
 def test_a_prompt_does_not_depend_on_the_day(folder: Path) -> None:

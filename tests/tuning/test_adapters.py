@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.adapter_files import import_adapter
 from tests.answer_loss import answer_loss
+from tests.models.tiny import save
 
 from fedloom.data.drawn_shapes import MAKERS
 from fedloom.models.load_model import Vlm, load_vlm
@@ -18,9 +19,9 @@ from fedloom.params import Params
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS
-from fedloom.tuning.adapters import Tuned, prepare, release
+from fedloom.tuning.adapters import Tuned, check_targets, prepare, release
 from fedloom.tuning.export_adapter import export_adapter
-from fedloom.tuning.strategies import STRATEGIES, LoRA, stage
+from fedloom.tuning.strategies import LINEARS, STRATEGIES, LoRA, stage
 from fedloom.types import Conversation, Presence
 
 PRESENT = {"both": Presence(True, True), "image": Presence(True, False), "text": Presence(False, True)}
@@ -210,6 +211,35 @@ def test_a_target_can_be_one_layer_and_stock_peft_finds_the_same(tiny_model: Pat
 def test_targets_that_match_nothing_are_named(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="qkv_proj"):
         tune(tiny_model, "lora", LoRA(targets=("qkv_proj",)))
+
+
+@pytest.mark.parametrize(
+    ("targets", "missing"),
+    [
+        (LINEARS, None),
+        (("q_proj", "layers.3.self_attn.v_proj"), None),
+        (("q_proj", "v_porj"), "v_porj"),
+        (("q_proj", "lm_head", "layers.9.self_attn.q_proj"), "lm_head, layers.9.self_attn.q_proj"),
+        (("q_proj", "vision_tower"), "vision_tower"),
+        ((*LINEARS, "qkv_proj"), "qkv_proj"),
+    ],
+)
+def test_each_target_of_a_run_must_be_a_layer(
+    tiny_model: Path, targets: tuple[str, ...], missing: str | None
+) -> None:
+    """A name that matches no layer would leave layers without an adapter, and nobody would know."""
+    vlm = load_vlm(str(tiny_model))
+    if missing is None:
+        check_targets(vlm, stage("lora", LoRA(targets=targets)))
+        return
+    with pytest.raises(UserError, match=rf"strategy\.targets: .* any of {missing}; there are .*q_proj"):
+        check_targets(vlm, stage("lora", LoRA(targets=targets)))
+
+
+def test_default_targets_that_a_model_lacks_are_left_out(tmp_path: Path) -> None:
+    vlm = load_vlm(str(save("phi", tmp_path / "model")))
+    check_targets(vlm, stage("lora", LoRA()))
+    assert prepare(vlm, stage("lora", LoRA(rank=2)), seed=0).adapters
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -238,7 +238,7 @@ def assemble(encoder: str, llm: str, network: bool, *, lean: bool = False) -> Vl
         {"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
     )
     image = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    _make_room(decoder, image + 1)
+    _make_room(decoder, vocabulary_size(tokenizer))
     model = _empty_model(name, tower, decoder, image)
     model.model.vision_tower, model.model.language_model = tower, decoder.get_decoder()
     model.lm_head, model.generation_config = decoder.get_output_embeddings(), decoder.generation_config
@@ -308,6 +308,11 @@ def _check_head(llm: str, decoder: Any) -> None:
             raise UserError(
                 f"model.llm: {llm!r} has a head that is not plain ({name}); choose a language model with a linear head"
             )
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """Return how many embeddings a tokenizer needs: one more than the largest number of a token."""
+    return 1 + max(tokenizer.get_vocab().values())
 
 
 @torch.no_grad()

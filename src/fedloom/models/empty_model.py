@@ -16,6 +16,7 @@ from fedloom.models.assemble_model import (
     IMAGE_TOKEN,
     _empty_model,
     _with_module,
+    vocabulary_size,
 )
 from fedloom.models.compatibility import placeholder_of
 from fedloom.models.connectors import new_connector
@@ -72,7 +73,8 @@ def _whole(settings: Model, families: Mapping[str, Family]) -> Vlm:
         raise UserError(
             f"model.path: {settings.path!r} is of family {kind!r}; supported families: {', '.join(families)}"
         )
-    family, tokenizer = families[kind], source.tokenizer()
+    family = families[kind]
+    tokenizer = source.tokenizer(images=family.images)
     images = source.read(AutoImageProcessor) if family.images else None
     with torch.device("meta"):
         model = (AutoModelForImageTextToText if family.images else AutoModelForCausalLM).from_config(config)
@@ -99,7 +101,7 @@ def _assembled(encoder: str, llm: str, network: bool) -> Vlm:
         {"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
     )
     image, config = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN), llm_source.read(AutoConfig)
-    config.vocab_size = max(config.vocab_size, image + 1)
+    config.vocab_size = max(config.vocab_size, vocabulary_size(tokenizer))
     with torch.device("meta"):
         decoder = AutoModelForCausalLM.from_config(config)
     name = ENCODERS[vision.model_type][1]

@@ -34,6 +34,9 @@ VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokeni
 """Further files that tokenizers are read from; each may have up to `LARGEST` bytes."""
 LARGEST = 512 * MEBI
 
+UNREAD = ("video_preprocessor_config.json",)
+"""Files of a processor that only stock libraries read, so that an exported model has to contain them."""
+
 TEMPLATE = 2**20
 """Characters that a chat template may have."""
 
@@ -67,6 +70,7 @@ class ModelFiles:
         config: The content of `config.json`.
         weights: The safetensors files in reading order; empty if there are none.
         others: All further files.
+        unread: Files that are not read here, but belong to the processor; see `UNREAD`.
     """
 
     key: str
@@ -75,6 +79,7 @@ class ModelFiles:
     config: Mapping[str, Any]
     weights: tuple[Path, ...]
     others: tuple[Path, ...]
+    unread: tuple[Path, ...] = ()
 
 
 def model_files(key: str, name: str, folder: Path, *, complete: bool = True) -> ModelFiles:
@@ -118,6 +123,7 @@ def model_files(key: str, name: str, folder: Path, *, complete: bool = True) -> 
             )
         if option.endswith("attn_implementation") and value not in (None, "eager", "sdpa"):
             raise wrong(f"config.json: {option} is {str(value)[:80]!r}; only eager and sdpa are supported")
+    _check_ends(content.get("generation_config.json", {}).get("eos_token_id"), wrong)
     for file in ("preprocessor_config.json", "processor_config.json"):
         _check_sizes(file, content.get(file, {}), wrong)
     weights = tuple(folder / file for file in _weights(folder, content, wrong))
@@ -125,7 +131,8 @@ def model_files(key: str, name: str, folder: Path, *, complete: bool = True) -> 
         if not _check(folder, path, None, wrong) and complete:
             raise wrong(f"{path.name} is missing")
     existing = tuple(sorted(path for path in others if path.exists()))
-    return ModelFiles(key, name, folder, config, weights, existing)
+    unread = tuple(folder / file for file in UNREAD if _check(folder, folder / file, MEBI, wrong))
+    return ModelFiles(key, name, folder, config, weights, existing, unread)
 
 
 def _templates(folder: Path) -> list[Path]:
@@ -221,6 +228,15 @@ def check_numbers(files: ModelFiles, tensors: int) -> None:
                     f"{files.key}: cannot load {files.name!r} (config.json: {name} is {str(number)[:40]}, but the weights "
                     f"hold {tensors:,} tensors)"
                 )
+
+
+def _check_ends(ends: Any, wrong: Callable[[str], UserError]) -> None:
+    """Raise an error unless the tokens that end an answer are given by number; null is none."""
+    for token in ends if isinstance(ends, list) else [ends]:
+        if token is not None and (not isinstance(token, int) or isinstance(token, bool)):
+            raise wrong(
+                f"generation_config.json: eos_token_id is {str(ends)[:80]!r}; expected the number of a token, or a list of numbers"
+            )
 
 
 def _check_sizes(file: str, content: Mapping[str, Any], wrong: Callable[[str], UserError]) -> None:

@@ -23,7 +23,15 @@ from fedloom.models.check_weights import (
     limited_size,
     tensors_of,
 )
-from fedloom.models.folder_checks import BUNDLED, SETTINGS, VOCABULARY, ModelFiles, check_numbers, model_files
+from fedloom.models.folder_checks import (
+    BUNDLED,
+    SETTINGS,
+    UNREAD,
+    VOCABULARY,
+    ModelFiles,
+    check_numbers,
+    model_files,
+)
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import cache_folder, combine_digests, file_digests
 
@@ -120,26 +128,58 @@ class Source:
         check_finite(self.files, model)
         return model
 
-    def tokenizer(self) -> Any:
-        """Load the tokenizer, with its chat template or the one in the processor's own file."""
+    def tokenizer(self, *, images: bool = False) -> Any:
+        """Load the tokenizer, with the chat template that stock transformers would use.
+
+        A model that sees images may have two: that of its processor, which writes images, and that of its language model.
+
+        Args:
+            images: Whether the model sees images, so that its processor's template is used before its tokenizer's.
+
+        Raises:
+            UserError: The tokenizer is missing or damaged or has no end token, or no chat template can be chosen.
+        """
         from transformers import AutoTokenizer
 
         tokenizer = self.read(AutoTokenizer)
-        if (
-            tokenizer.chat_template is None
-            and (file := self.files.folder / "chat_template.json") in self.files.others
-        ):
-            content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            tokenizer.chat_template = content.get("chat_template")
-        if isinstance(tokenizer.chat_template, dict):  # several templates by name
-            tokenizer.chat_template = tokenizer.chat_template.get("default")
-        if not isinstance(tokenizer.chat_template, str | None):
-            raise UserError(f"{self.key}: the chat template of {self.path!r} is not a string")
+        templates = [*self._processor_templates(), ("the tokenizer", tokenizer.chat_template)]
+        found = [(where, one) for where, one in (templates if images else templates[::-1]) if one is not None]
+        tokenizer.chat_template = self._default_template(*found[0]) if found else None
         if tokenizer.eos_token_id is None:
             raise UserError(
                 f"{self.key}: the tokenizer of {self.path!r} has no end token; set eos_token in tokenizer_config.json"
             )
         return tokenizer
+
+    def _processor_templates(self) -> list[tuple[str, Any]]:
+        """Return the chat templates in the processor's own files, with the name of each file, the one used first ahead."""
+        paths = [self.files.folder / name for name in ("processor_config.json", "chat_template.json")]
+        contents = {
+            path.name: json.loads(path.read_text(encoding="utf-8"))
+            for path in paths
+            if path in self.files.others
+        }
+        return [(name, content.get("chat_template")) for name, content in contents.items()]
+
+    def _default_template(self, where: str, template: Any) -> str:
+        """Return a chat template, or of several with names, in a list or an object, the one that is named "default".
+
+        Raises:
+            UserError: None of several is the default, or a template is not a string.
+        """
+        if isinstance(template, list) and all(isinstance(one, Mapping) for one in template):
+            template = {one.get("name"): one.get("template") for one in template}
+        if isinstance(template, Mapping):
+            if "default" not in template:
+                names = ", ".join(sorted(map(str, template)))
+                raise UserError(
+                    f"{self.key}: none of the chat templates of {self.path!r} is named 'default' ({where} has {names}); write "
+                    "the one to use to chat_template.jinja"
+                )
+            template = template["default"]
+        if not isinstance(template, str):
+            raise UserError(f"{self.key}: the chat template of {self.path!r} is not a string ({where})")
+        return template
 
     def _snapshot(self) -> Path:
         """Return the folder of a hub id in the hub's cache, after downloading its files if the network may be used."""
@@ -163,7 +203,9 @@ class Source:
         try:
             if not self.network:
                 return get("config.json")
-            folder = get(*SETTINGS, *VOCABULARY, "chat_template.jinja", "additional_chat_templates/*.jinja")
+            folder = get(
+                *SETTINGS, *VOCABULARY, *UNREAD, "chat_template.jinja", "additional_chat_templates/*.jinja"
+            )
             named = model_files(self.key, self.path, folder, complete=False).weights
             get(*([path.name for path in named] or ["model.safetensors"]))
         except UserError:

@@ -304,7 +304,8 @@ def load_vlm(
         raise UserError(
             f"model.path: {path!r} is of family {kind!r}; supported families: {', '.join(families)}"
         )
-    family, tokenizer = families[kind], source.tokenizer()
+    family = families[kind]
+    tokenizer = source.tokenizer(images=family.images)
     images = source.read(AutoImageProcessor) if family.images else None
     model = source.model(AutoModelForImageTextToText if family.images else AutoModelForCausalLM, lean=lean)
     if lean:

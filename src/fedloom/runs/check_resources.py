@@ -19,7 +19,7 @@ from fedloom.runs.run_setup import load_run_data, stages_of
 from fedloom.runs.site_setup import make_site
 from fedloom.scenarios.validation_part import plan_and_validation
 from fedloom.system.errors import UserError, user_errors
-from fedloom.tuning.adapters import empty_tuned
+from fedloom.tuning.adapters import check_targets, empty_tuned
 from fedloom.tuning.strategies import merged_stage
 
 T = TypeVar("T")
@@ -73,6 +73,8 @@ def resource_faults(experiment: Experiment, folder: Path) -> list[str]:
         attempt(lambda: Source("evaluate.judge", judge, network=False).files)
     stages = stages_of(experiment)
     tuned = vlm and attempt(lambda: empty_tuned(vlm, merged_stage(stages)))
+    if tuned:
+        attempt(lambda: check_targets(tuned.vlm, tuned.stage))
     if vlm is not None:
         attempt(lambda: check_pattern(vlm.family, experiment.scenario.pattern))
     plan = data and attempt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,7 +10,7 @@ from typing import Any
 
 from fedloom.client.site import Question
 from fedloom.experiment.experiment import Experiment
-from fedloom.models.folder_checks import model_files
+from fedloom.models.hub import Source
 from fedloom.models.load_model import Vlm
 from fedloom.runs.model_card import model_card
 from fedloom.runs.run_context import RunContext
@@ -23,12 +24,24 @@ from fedloom.system.progress import Progress
 from fedloom.system.temporary_folders import temporary_folder
 from fedloom.tasks.rendering import render
 from fedloom.tuning.adapters import release
-from fedloom.tuning.export_adapter import base_location, export_adapter, merge_adapters, with_rank
+from fedloom.tuning.export_adapter import (
+    base_location,
+    export_adapter,
+    foreign_parameters,
+    merge_adapters,
+    with_rank,
+)
 from fedloom.types import Example, Presence
 from fedloom.version import __version__
 
 CARD, PROMPT, BASE = "README.md", "prompt.json", "base"
 """Names in an exported folder: the model card, the form of prompts, and the folder of a base model that no other folder holds."""
+
+FOREIGN = 3
+"""The most values that a message names with which no class of transformers loads a model."""
+
+PROCESSOR = "processor_config.json"
+"""The file of a processor, which may hold the settings of its image processor."""
 
 LEFT_OUT = ("config.json", "generation_config.json", "model.safetensors.index.json")
 """Files of a model folder that belong to its weights, and not to its processor."""
@@ -61,10 +74,11 @@ def export_model(
         tuned, params = with_rank(tuned, params, rank)
     if base is None and not has_no_folder(context.experiment):
         base = base_location(tuned.vlm)
+    foreign = foreign_values(context)
     others = {
         **processor_files(context.vlm, context.experiment),
         PROMPT: _prompt_form(context, question),
-        CARD: model_card(context, question, base, rank=rank).encode(),
+        CARD: model_card(context, question, base, rank=rank, foreign=foreign).encode(),
     }
     export_adapter(tuned, params, folder, base or str((folder / BASE).resolve()), others)
 
@@ -91,12 +105,12 @@ def export_from_run(
         merged: Whether to write a whole model, in which the adapters are merged, instead of an adapter.
         rank: The rank of the exported adapters; None keeps theirs.
         with_base: Whether to write the base model beside the adapter, in `base`. A base model that was made for the run, by a
-            new connector or from parts, always is.
+            new connector or from parts, always is, unless no class of transformers would load it.
         changes: Current places of data and models.
         progress: Shows the loading and the writing; None shows nothing.
 
     Raises:
-        UserError: There is no such model, or `out` is not empty.
+        UserError: There is no such model, `out` is not empty, or no class of transformers would load the whole model.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; choose another one with --out")
@@ -119,10 +133,28 @@ def has_no_folder(experiment: Experiment) -> bool:
     return model.connector is not None or (model.encoder is not None and model.llm is not None)
 
 
+def foreign_values(context: RunContext) -> list[str]:
+    """Return the names of values with which no class of transformers loads a run's model; see `foreign_parameters`."""
+    return foreign_parameters(context.tuned) if has_no_folder(context.experiment) else []
+
+
+def _require_class(context: RunContext, option: str) -> None:
+    """Raise `UserError` if no class of transformers would load a whole model of a run."""
+    if foreign := foreign_values(context):
+        model = type(context.vlm.model).__name__
+        listed = ", ".join(foreign[:FOREIGN]) + (" and others" if len(foreign) > FOREIGN else "")
+        raise UserError(
+            f"{option}: {model} of transformers and the run's model differ in {listed}, so that stock libraries would load another "
+            f"model; leave out {option}, and load the adapter as its README.md shows"
+        )
+
+
 def _export_adapter(
     models: SavedModels, question: Question, out: Path, *, rank: int | None, with_base: bool
 ) -> None:
-    own_base = with_base or has_no_folder(models.experiment)
+    if with_base:
+        _require_class(models.context, "--with-base")
+    own_base = with_base or (has_no_folder(models.experiment) and not foreign_values(models.context))
     place = str((out / BASE).resolve()) if own_base else None
     export_model(models.context, question, out, rank=rank, base=place)
     if own_base:
@@ -132,7 +164,9 @@ def _export_adapter(
 
 def _export_merged(models: SavedModels, question: Question, out: Path) -> None:
     context = models.context
-    card = model_card(context, question, base_location(context.vlm), merged=True)
+    _require_class(context, "--merged")
+    base = None if has_no_folder(context.experiment) else base_location(context.vlm)
+    card = model_card(context, question, base, merged=True)
     others = {PROMPT: _prompt_form(context, question), CARD: card.encode()}
     merge_adapters(context.tuned, models.params(question))
     _save_model(context, out, others)
@@ -154,23 +188,44 @@ def _save_model(context: RunContext, out: Path, others: Mapping[str, bytes]) -> 
 
 
 def processor_files(vlm: Vlm, experiment: Experiment) -> dict[str, bytes]:
-    """Return name → content of the files of a model's tokenizer, image processor and chat template."""
-    place = Path(base_location(vlm))
-    if place.is_dir() and not (experiment.model.encoder and experiment.model.llm):
-        others = model_files("model.path", vlm.name, place, complete=False).others
+    """Return name → content of the files of a model's tokenizer, processor and chat template, with which the run worked."""
+    if experiment.model.encoder and experiment.model.llm:
+        files = _saved_parts(vlm.processor.tokenizer, vlm.processor.image_processor)
+    else:
+        found = Source("model.path", vlm.name, network=False).files
         files = {
             file.name: file.read_bytes()
-            for file in others
-            if file.parent == place and file.name not in LEFT_OUT
+            for file in (*found.others, *found.unread)
+            if file.parent == found.folder and file.name not in LEFT_OUT
         }
-    else:
-        with TemporaryDirectory() as work:
-            for part in (vlm.processor.tokenizer, vlm.processor.image_processor):
-                if part is not None:
-                    part.save_pretrained(work)
-            files = {file.name: file.read_bytes() for file in sorted(Path(work).iterdir()) if file.is_file()}
+    if experiment.model.pixels is not None:
+        files |= _bounded_images(vlm, files.get(PROCESSOR))
     if vlm.processor.tokenizer.chat_template is None:
         files.setdefault("chat_template.jinja", vlm.processor.chat_template.encode())
+    return files
+
+
+def _saved_parts(*parts: Any) -> dict[str, bytes]:
+    """Return name → content of the files in which tokenizers and image processors save themselves; None has no files."""
+    with TemporaryDirectory() as work:
+        for part in parts:
+            if part is not None:
+                part.save_pretrained(work)
+        return {file.name: file.read_bytes() for file in sorted(Path(work).iterdir()) if file.is_file()}
+
+
+def _bounded_images(vlm: Vlm, processor: bytes | None) -> dict[str, bytes]:
+    """Return the files of an image processor that has the run's bound of pixels, which the base model's has not.
+
+    Args:
+        vlm: The model of the run.
+        processor: The content of the base model's `processor_config.json`, which may hold an image processor; None for none.
+    """
+    files = _saved_parts(vlm.processor.image_processor)
+    content = {} if processor is None else json.loads(processor)
+    if "image_processor" in content:
+        (own,) = map(json.loads, files.values())
+        files[PROCESSOR] = json.dumps({**content, "image_processor": own}, indent=2).encode()
     return files
 
 

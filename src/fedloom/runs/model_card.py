@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedloom.client.site import Question
+from fedloom.config.schema import Model
 from fedloom.experiment.experiment import Experiment
 from fedloom.report.confidence_intervals import interval
 from fedloom.report.run_results import at, number
@@ -39,6 +40,26 @@ model = {name}.from_pretrained("path/to/this/folder")
 ```"""
 
 
+LOAD_BY_HAND = """\
+```python
+from fedloom.config.schema import Model
+from fedloom.models.assemble_model import load_model
+
+base = load_model(Model({settings}), seed={seed}).model
+{rest}
+```"""
+
+WITH_PEFT = """\
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base, "path/to/this/folder")"""
+
+CONNECTOR_ONLY = """\
+from safetensors.torch import load_file
+
+base.load_state_dict(load_file("path/to/this/folder/connector.safetensors"), strict=False)"""
+
+
 def model_card(
     context: RunContext,
     question: Question,
@@ -46,6 +67,7 @@ def model_card(
     *,
     merged: bool = False,
     rank: int | None = None,
+    foreign: Sequence[str] = (),
 ) -> str:
     """Return the model card of a model.
 
@@ -55,6 +77,7 @@ def model_card(
         base: What the base model is loaded from; None if it was made for the run and is in no folder.
         merged: Whether the folder holds a whole model.
         rank: The rank of the adapters, if it is not that of the run.
+        foreign: Values with which no class of transformers loads the model; see `foreign_parameters`.
     """
     experiment, plan = context.experiment, read_json(context.folder / PLAN)
     result = read_sealed(context.folder / METHODS / question.method / RESULT)
@@ -62,7 +85,7 @@ def model_card(
     return "\n".join(
         [
             *_head(experiment, context, base, merged),
-            *_introduction(context, question, base, merged, rank),
+            *_introduction(context, question, base, merged, rank, foreign),
             *_training(experiment, question, lines),
             *_clients(plan, lines, question.client if _trained_alone(lines) else None),
             *_excluded(lines),
@@ -85,14 +108,20 @@ def _head(experiment: Experiment, context: RunContext, base: str | None, merged:
 
 
 def _introduction(
-    context: RunContext, question: Question, base: str | None, merged: bool, rank: int | None
+    context: RunContext,
+    question: Question,
+    base: str | None,
+    merged: bool,
+    rank: int | None,
+    foreign: Sequence[str],
 ) -> Iterator[str]:
     experiment, manifest = context.experiment, read_manifest(context.folder)
     whose = "the model of all clients" if question.client is None else f"client {question.client}'s own model"
     identity = manifest.identity if manifest else {}
     yield f"\n# {experiment.name}: {question.method}\n"
     yield f"This is {whose} after training with {question.method}, made by fedloom {__version__}.\n"
-    yield f"* **Base model:** `{experiment.model.path}`, SHA-256 `{identity.get('base model', 'unknown')}`"
+    digest = identity.get("base model", "unknown")
+    yield f"* **Base model:** {_base_model(experiment.model)}, SHA-256 `{digest}`"
     if not merged:
         place = "no folder: it was made for this run" if base is None else f"`{base}`"
         yield f"* **Loaded from:** {place}"
@@ -104,6 +133,8 @@ def _introduction(
     if merged:
         name = "AutoModelForImageTextToText" if context.vlm.family.images else "AutoModelForCausalLM"
         yield f"\n{LOAD.format(module='transformers', name=name)}"
+    elif foreign:
+        yield from _load_by_hand(experiment, foreign, connector_only=lora is None)
     elif base is None:
         yield (
             "\nThis adapter does not load by itself. `fedloom export RUN --out FOLDER` writes the base model beside a copy of it, "
@@ -118,6 +149,24 @@ def _introduction(
         )
     else:
         yield "\nLoad `connector.safetensors` into the base model with `load_state_dict(…, strict=False)`."
+
+
+def _base_model(model: Model) -> str:
+    """Return the parts of a base model, as the experiment names them."""
+    parts = [model.encoder, model.llm] if model.encoder and model.llm else [model.path]
+    connector = "" if model.connector is None else f" with a new connector, `{model.connector}`"
+    return " + ".join(f"`{part}`" for part in parts) + connector
+
+
+def _load_by_hand(experiment: Experiment, foreign: Sequence[str], connector_only: bool) -> Iterator[str]:
+    """Yield how a model is loaded that no class of transformers can hold."""
+    keys = ("path", "encoder", "llm", "connector", "connector_weights", "queries")
+    settings = experiment.model.model_dump(include={*keys}, exclude_defaults=True)
+    given = ", ".join(f"{key}={settings[key]!r}" for key in keys if key in settings)
+    yield f"\nNo class of transformers has this model's `{foreign[0]}`; fedloom loads the base model.\n"
+    yield LOAD_BY_HAND.format(
+        settings=given, seed=experiment.seed, rest=CONNECTOR_ONLY if connector_only else WITH_PEFT
+    )
 
 
 def _training(

@@ -34,7 +34,7 @@ from fedloom.system.allocator import release_freed
 from fedloom.system.errors import UserError
 from fedloom.system.memory import forget_peak, peak_bytes, resident_bytes
 from fedloom.system.progress import Progress
-from fedloom.tuning.adapters import empty_tuned
+from fedloom.tuning.adapters import check_targets, empty_tuned
 from fedloom.tuning.strategies import merged_stage
 from fedloom.types import DataSet
 from fedloom.wire.messages import Assignment
@@ -76,6 +76,7 @@ def _empty_site(experiment: Experiment) -> tuple[Site, DataSet, Plan]:
     plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
     stages = stages_of(experiment)
     tuned = empty_tuned(vlm, merged_stage(stages))
+    check_targets(vlm, tuned.stage)
     site = make_site(experiment, data, plan, tuned, stages, Path(), validation)
     return replace(site, memory=InMemory()), data, plan
 

@@ -58,7 +58,7 @@ from fedloom.system.progress import Progress
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tasks.linear_baseline import require_choice
-from fedloom.tuning.adapters import Tuned, prepare, release
+from fedloom.tuning.adapters import Tuned, check_targets, prepare, release
 from fedloom.tuning.strategies import LoRA, Strategy, merged_stage, strategy
 from fedloom.types import Conversation, DataSet, Example, Presence
 from fedloom.version import __version__
@@ -236,17 +236,17 @@ def with_precision(experiment: Experiment, folder: Path | None = None) -> Experi
         return experiment
     machine = read_sealed(folder / MACHINE) if folder is not None and (folder / MACHINE).exists() else {}
     precision = machine.get("precision") or precision_of("auto", device_of(experiment.model.device))
-    return experiment.model_copy(
-        update={"model": experiment.model.model_copy(update={"precision": precision})}
-    )
+    model = experiment.model.model_copy(update={"precision": precision})
+    return experiment.model_copy(update={"model": model})
 
 
 @contextmanager
 def _adapted(experiment: Experiment, models: Models) -> Iterator[Tuned]:
     """Insert an experiment's adapters into its model."""
     with deterministic_kernels(experiment.engine.deterministic, experiment.model.device):
-        stage = merged_stage(stages_of(experiment))
-        tuned = prepare(loaded_model(experiment, models), stage, experiment.training_seed)
+        stage, vlm = merged_stage(stages_of(experiment)), loaded_model(experiment, models)
+        check_targets(vlm, stage)
+        tuned = prepare(vlm, stage, experiment.training_seed)
         try:
             yield tuned
         finally:

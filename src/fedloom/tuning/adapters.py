@@ -22,7 +22,7 @@ from fedloom.params import Layout, Params
 from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError
 from fedloom.tuning.lora import LoRALinear, scale_of
-from fedloom.tuning.strategies import LoRA, Stage
+from fedloom.tuning.strategies import LINEARS, LoRA, Stage
 
 # Gradients lie in rows of one buffer on purpose; autograd warns once that it would rather own them.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
@@ -313,22 +313,54 @@ def release(tuned: Tuned) -> None:
             _swap(model, spot.module, layer.base)
 
 
+def check_targets(vlm: Vlm, stage: Stage) -> None:
+    """Raise an error for a target that is no layer of the model, which would leave layers without an adapter.
+
+    The default targets are the names of most models, some of which lack a few.
+
+    Args:
+        vlm: A model without adapters, which may have no values.
+        stage: Which parts are trained.
+
+    Raises:
+        UserError: There is such a target.
+    """
+    for part, how in stage.train.items():
+        if isinstance(how, LoRA) and how.targets != LINEARS:
+            linears = _linears(vlm, part)
+            unknown = [
+                target
+                for target in how.targets
+                if not any(map(replace(how, targets=(target,)).adapts, linears))
+            ]
+            if unknown:
+                raise _no_layer(part, unknown, linears)
+
+
 def _targets(vlm: Vlm, part: str, how: LoRA) -> list[str]:
-    linears = [
+    linears = _linears(vlm, part)
+    targets = [name for name in linears if how.adapts(name)]
+    if not targets:
+        raise _no_layer(part, how.targets, linears)
+    return targets
+
+
+def _linears(vlm: Vlm, part: str) -> list[str]:
+    """Return the names of a part's linear layers that can get an adapter."""
+    return [
         name
         for name, module in vlm.model.named_modules()
         if linear_shape(module) is not None
         and any(name.startswith(prefix + ".") for prefix in getattr(vlm.family.parts, part))
         and vlm.family.parts.part_of(name) == part
     ]
-    targets = [name for name in linears if how.adapts(name)]
-    if not targets:
-        names = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
-        raise UserError(
-            f"strategy.targets: no linear layer of the {part} is called any of {', '.join(how.targets)}; "
-            f"there are {names}"
-        )
-    return targets
+
+
+def _no_layer(part: str, targets: Sequence[str], linears: Sequence[str]) -> UserError:
+    names = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+    return UserError(
+        f"strategy.targets: no linear layer of the {part} is called any of {', '.join(targets)}; there are {names}"
+    )
 
 
 def _insert(tuned: Tuned) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -19,12 +20,13 @@ from fedloom.config.old_spellings import current_name
 from fedloom.models.added_models import ADDED, find_added
 from fedloom.models.linear_layers import plain_weight
 from fedloom.models.load_model import BUNDLED, Vlm
-from fedloom.models.quantized_layers import quiet_library
+from fedloom.models.quantized_layers import QuantizedLinear, quiet_library
 from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_atomic
 from fedloom.system.manifest import Manifest, write_manifest
 from fedloom.tuning.adapters import PEFT_PREFIX, Tuned, adapted_modules, release
+from fedloom.tuning.lora import LoRALinear
 from fedloom.tuning.strategies import LoRA, Stage
 from fedloom.version import __version__
 
@@ -53,6 +55,24 @@ def base_location(vlm: Vlm) -> str:
     if vlm.name in ADDED:
         folder = find_added("model.path", vlm.name)
     return str(folder.resolve()) if folder.is_dir() else vlm.name
+
+
+def foreign_parameters(tuned: Tuned) -> list[str]:
+    """Return the names of values that the model has and its class in transformers has not, or the other way round.
+
+    A class would draw the latter at random and leave the former out, with a warning at most. They are those of a connector of
+    another form than the class's own, or the bias of a head that the class has without one.
+    """
+    model = tuned.vlm.model
+    with torch.device("meta"):
+        stock = type(model)(copy.deepcopy(model.config))
+    replaced = tuple(
+        f"{name}."
+        for name, module in model.named_modules()
+        if isinstance(module, LoRALinear | QuantizedLinear)
+    )
+    names = {name for name in {*model.state_dict()} ^ {*stock.state_dict()} if not name.startswith(replaced)}
+    return sorted(names)
 
 
 def adapter_config(tuned: Tuned, base: str | None = None) -> dict[str, Any]:
