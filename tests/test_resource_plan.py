@@ -141,6 +141,18 @@ def test_methods_with_one_training_take_its_time_and_place_once(
     assert list(again.bytes) == ["fedavg", "fedavg+finetune", *more[1:]]
 
 
+@pytest.mark.parametrize("every", [0, 1])
+def test_the_beginning_of_a_training_counts_once_where_another_method_trains_it(
+    every: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "machine_speed", lambda device: 1e9)
+    shorter, longer, both = (
+        plan_run(small(tiny_model, methods=names, evaluate={"every": every})).seconds["training"]
+        for names in (["fedavg"], ["fedavg+finetune"], ["fedavg", "fedavg+finetune"])
+    )
+    assert both == pytest.approx(shorter + longer if every else longer)
+
+
 @pytest.mark.parametrize("name", ["centralized", "local"])
 def test_baselines_send_nothing(name: str, tiny_model: Path) -> None:
     plan = plan_run(small(tiny_model, methods=[name]))

@@ -11,7 +11,7 @@ import pytest
 
 from fedloom.client.site import Question, Site
 from fedloom.experiment.experiment import Experiment
-from fedloom.run_log import read_lines
+from fedloom.run_log import RunLog, read_lines
 from fedloom.runs import method_results
 from fedloom.runs.single_run import run_experiment
 from fedloom.runs.verify_files import verify
@@ -162,3 +162,53 @@ def test_training_alone_with_a_final_stage_is_that_of_the_only_client_of_a_feder
     }
     assert len(losses["local+finetune"]) == 2 == len(losses["local"]) + 1
     assert losses["local+finetune"] == pytest.approx(losses["fedavg+finetune"], rel=1e-5)
+
+
+def rounds_of(folder: Path, name: str) -> list[tuple[Any, ...]]:
+    """The rounds of a method: client, round, and the clients' losses."""
+    lines = [line for _, line in read_lines(folder / "record.jsonl") if line["kind"] == "round"]
+    return [
+        (line["client"], line["round"], [client["loss"] for client in line["clients"]])
+        for line in lines
+        if line["method"] == name
+    ]
+
+
+@pytest.mark.parametrize("base", ["fedavg", "local", "fedadam+prompt", "scaffold"])
+def test_a_method_goes_on_from_the_training_of_the_one_that_it_begins_as(
+    base: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Scores and record are those of the method alone; clients of SCAFFOLD keep memories, so that it is trained twice."""
+    name, train = f"{base}+finetune", {"rounds": 2, "batch_size": 8, "lr": 0.01}
+    go(tiny_model, tmp_path / "alone", [name], train=train)
+    go(tiny_model, tmp_path / "both", [name, base], train=train)
+    alone, both = (json.loads((tmp_path / where / "result.json").read_text()) for where in ("alone", "both"))
+    assert both["scores"][name] == alone["scores"][name]
+    assert both["bytes"][name] == pytest.approx(alone["bytes"][name], rel=0.01)  # messages name their method
+    assert rounds_of(tmp_path / "both", name) == rounds_of(tmp_path / "alone", name)
+    first_stage = tmp_path / "both/methods" / name
+    assert any(first_stage.rglob("round-0002.json")) == (base == "scaffold")
+    assert verify(tmp_path / "both")[1] == []
+
+
+def test_a_run_that_is_interrupted_in_what_comes_after_a_shared_training_goes_on(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods, real, calls = ["fedavg", "fedavg+finetune"], RunLog.append, list[str]()
+
+    def interrupted(log: RunLog, kind: str, values: Any) -> None:
+        real(log, kind, values)
+        calls.append(str(values.get("method")))
+        if kind == "round" and calls.count("fedavg+finetune") == 1:
+            raise KeyboardInterrupt
+
+    train = {"rounds": 2, "batch_size": 8, "lr": 0.01}
+    go(tiny_model, tmp_path / "whole", methods, train=train)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunLog, "append", interrupted)
+        go(tiny_model, tmp_path / "run", methods, train=train)
+    go(tiny_model, tmp_path / "run", methods, train=train)
+    for name in methods:
+        assert rounds_of(tmp_path / "run", name) == rounds_of(tmp_path / "whole", name)
+    scores = [json.loads((tmp_path / one / "result.json").read_text())["scores"] for one in ("run", "whole")]
+    assert scores[0] == scores[1]

@@ -84,6 +84,23 @@ def trained_as(experiment: Experiment, name: str) -> str:
     return next((other for other, one in methods.items() if one == training), next(alike, name))
 
 
+def begins_as(experiment: Experiment, name: str) -> str | None:
+    """Return the method whose training is the beginning of another method's, so that it runs once; None if there is none.
+
+    A method with a stage after the last round, such as `fedavg+finetune`, begins as the same method without it. Where models
+    are evaluated or chosen during training, every method trains itself, since that differs by method.
+    """
+    training = training_of(experiment.method(name), experiment.entries)
+    parts = tuple(part for part in training.parts if experiment.entries[part].kind != "stage")
+    if parts == training.parts or experiment.evaluate.round == "best" or experiment.evaluate.every:
+        return None
+    without = training._replace(parts=parts)
+    methods = {
+        other: training_of(experiment.method(other), experiment.entries) for other in experiment.methods
+    }
+    return next((trained_as(experiment, other) for other, one in methods.items() if one == without), None)
+
+
 def trainings_of(experiment: Experiment) -> list[str]:
     """Return the methods under whose names trainings are kept, so that each training is there once; see `trained_as`."""
     return [name for name in experiment.methods if trained_as(experiment, name) == name]

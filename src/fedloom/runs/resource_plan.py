@@ -31,7 +31,7 @@ from fedloom.runs.client_classes import (
     precision_here,
 )
 from fedloom.runs.modality_slices import slices_of
-from fedloom.runs.own_answers import trainings_of
+from fedloom.runs.own_answers import begins_as, trainings_of
 from fedloom.runs.privacy_ledger import planned_privacy
 from fedloom.runs.site_setup import algorithm_of, parts_of_kind
 from fedloom.scenarios.plan import Plan
@@ -282,7 +282,11 @@ def _training_seconds(
         local = site.method(name)
         pooled = sum(profile.examples for profile in local.profiles) if method.base == "centralized" else None
         slowest = max(one.step_seconds for one in class_of.values())
+        begun = begins_as(experiment, name)
+        shared = 0 if begun is None else len(site.method(begun).stages)
         for number, clients in _cohorts(experiment, site, name):
+            if number < shared:
+                continue
             settings = local.stages[number].settings
             for client in clients if pooled is None else ():
                 one = class_of[client]

@@ -16,10 +16,11 @@ from fedloom.engine.rounds import Best, Training, TrainingState
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import ALONE, Method
 from fedloom.params import Layout, Part, intersection
+from fedloom.run_log import CHECKS
 from fedloom.runs import evaluation
 from fedloom.runs.evaluation import answer_test
 from fedloom.runs.modality_slices import slices_of
-from fedloom.runs.own_answers import trained_as
+from fedloom.runs.own_answers import begins_as, trained_as
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import METHODS, stage_folder
 from fedloom.runs.site_scores import validate_at_sites
@@ -45,9 +46,9 @@ def train_method(
     Raises:
         UserError: None of the trainings can go on.
     """
-    training_states: Sequence[TrainingState | None] = [None] * len(servers)
+    training_states, begun = _shared_stages(context, name, servers)
     count = context.stage_count(name)
-    for number in range(count):
+    for number in range(begun, count):
         label = f"{name}, stage {number + 1}" if count > 1 else name
         runs = [
             _training(context, method, name, server, number, before)
@@ -55,6 +56,36 @@ def train_method(
         ]
         training_states = run_trainings(context, label, runs)
     return [training_state for training_state in training_states if training_state is not None]
+
+
+def _shared_stages(
+    context: RunContext, name: str, servers: Sequence[tuple[int | None, range]]
+) -> tuple[Sequence[TrainingState | None], int]:
+    """Train the stages that another method of the experiment has, too, under that method's name.
+
+    Clients' memories have the name of their method, so that trainings with memories are not shared.
+
+    Returns:
+        The state of each training after these stages, None where it starts anew; and the number of these stages.
+    """
+    other = begins_as(context.experiment, name)
+    if other is not None and context.remote is None:
+        training_states = train_method(context, context.experiment.method(other), other, servers)
+        if not any(training_state.kept for training_state in training_states):
+            _repeat_rounds(context, other, name)
+            return training_states, context.stage_count(other)
+    return [None] * len(servers), 0
+
+
+def _repeat_rounds(context: RunContext, trained: str, name: str) -> None:
+    """Write the rounds of a training into the record under the name of another method that shares them, unless they are there."""
+    rounds = [line for line in context.record if line["kind"] == "round"]
+    known = {(line["client"], line["round"]) for line in rounds if line["method"] == name}
+    for line in rounds:
+        if line["method"] == trained and (line["client"], line["round"]) not in known:
+            known.add((line["client"], line["round"]))
+            values = {key: value for key, value in line.items() if key not in ("kind", *CHECKS)}
+            context.record.append("round", {**values, "method": name})
 
 
 def _training(
