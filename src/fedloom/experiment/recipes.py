@@ -27,6 +27,7 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.plugins_key import with_plugins
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_text
+from fedloom.system.terminal import shell_word
 
 FIRST = ("smoke", "quickstart", "own-data")
 """Recipes that a message about an unknown one names."""
@@ -86,7 +87,9 @@ def load_experiment(
     for change in overrides:
         refuse_sweep_key(parse_override(change, takes_text)[0])
     if _sweep_keys(document):
-        advice = f"it is a grid of experiments; run them all with `fedloom sweep {path_or_recipe}`"
+        advice = (
+            f"it is a grid of experiments; run them all with `fedloom sweep {shell_word(path_or_recipe)}`"
+        )
         raise UserError(f"{document.source}: {advice}")
     for change in overrides:
         document = apply_override(document, change, takes_text)

@@ -12,6 +12,7 @@ from fedloom.report.tables import is_federated
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_json, require_key
 from fedloom.system.manifest import LOCK
+from fedloom.system.terminal import shell_word
 
 RECORD, EXPERIMENT, SWEEP, DEPARTED = "record.jsonl", "experiment.json", "sweep.json", "left-this-site.jsonl"
 BEGUN = (RECORD, EXPERIMENT, LOCK)
@@ -75,7 +76,7 @@ def _run(folder: Path) -> dict[str, Any]:
                 _add_score(method, line)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise UserError(
-                f"{folder / RECORD}, line {number}, is not as it was written; `fedloom verify {folder}` checks all files"
+                f"{folder / RECORD}, line {number}, is not as it was written; `fedloom verify {shell_word(folder)}` checks all files"
             ) from None
     train = experiment.get("train")
     rounds = train.get("rounds") if isinstance(train, dict) and isinstance(train.get("rounds"), int) else None
