@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, replace
 from itertools import product
 from string import ascii_uppercase
@@ -449,3 +450,40 @@ def test_letter_case_and_punctuation_do_not_matter_to_free_answers(first, second
         one = Example("e", "What?", f"{first} {second} it", task=task)
         reply = f"{first.upper()}  {second.upper()} IT!"
         assert TASKS[task].parse(reply, one, answer_form="text") == gold(one, "text")
+
+
+# Words of several scripts, each followed by one that differs in a vowel sign or an accent only.
+SIGNS = [
+    ("हिन्दी", "हन्दा"),  # Hindi
+    ("มา", "มี"),  # Thai
+    ("কি", "কা"),  # Bengali
+    ("كَتَبَ", "كُتِبَ"),  # Arabic with vowels
+    ("שָׁלוֹם", "שִׁלוּם"),  # Hebrew with vowels
+    ("cafe\u0301", "cafe"),  # French, decomposed
+    ("tiếng", "tiêng"),  # Vietnamese
+]
+
+
+@pytest.mark.parametrize("task", ["vqa", "caption", "choice"])
+@pytest.mark.parametrize(("word", "other"), SIGNS)
+def test_vowel_signs_and_accents_are_parts_of_words(task, word, other):
+    options = (other, word) if task == "choice" else ()
+    one = Example("e", "Which?", word, task=task, options=options, label=1 if options else None)
+    parse, each = TASKS[task].parse, TASKS[task].metrics.each
+
+    def accuracy(reply: str) -> float:
+        answer = parse(reply, one, answer_form="text")
+        return each(total(task, [(one, answer, None)]))["accuracy"][0]
+
+    for form in ("NFC", "NFD"):
+        assert accuracy(unicodedata.normalize(form, f"“{word}”!")) == 1.0
+        assert accuracy(unicodedata.normalize(form, other)) == 0.0
+    if task != "choice":
+        assert len(str(parse(f"{word} {word}", one, answer_form="text")).split()) == 2
+
+
+@pytest.mark.parametrize("task", ["vqa", "caption"])
+def test_the_style_of_a_symbol_is_no_part_of_a_word(task):
+    one = Example("e", "Which?", "1", task=task)
+    for reply in ("1\ufe0f\u20e3", "❤\ufe0f 1", "1 \u2764\ufe0f!"):
+        assert TASKS[task].parse(reply, one, answer_form="text") == "1"

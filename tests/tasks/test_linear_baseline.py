@@ -147,3 +147,15 @@ def test_gradients_see_direction_but_not_its_sign_nor_brightness():
     assert np.allclose(across, gradients(1 - ramp, 8))
     assert np.allclose(across, gradients(ramp / 2 + 0.5, 8), atol=0.1)
     assert np.allclose(gradients(np.full((32, 32), 0.3), 8), 0.0)
+
+
+@pytest.mark.parametrize(
+    "texts", [["😀", "🎉"], ["?", "…"], ["", " "]], ids=["emoji", "punctuation", "empty"]
+)
+def test_texts_without_words_tell_only_how_frequent_labels_are(texts):
+    train = [
+        replace(one, text=texts[k % 2], label=min(k, 1)) for k, one in enumerate(without(TRAIN, image=None))
+    ]
+    slices = linear_baseline(train, without(TEST, image=None))
+    assert slices["text"].argmax(axis=1).tolist() == [1] * len(TEST)
+    assert np.allclose(slices["text"], slices["text"][0])

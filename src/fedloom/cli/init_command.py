@@ -10,6 +10,7 @@ import typer
 
 from fedloom.cli.options import Debug, Json, echo, echo_json, report_errors
 from fedloom.system.errors import UserError
+from fedloom.system.terminal import one_line, shell_word
 
 TEXT = """\
 # yaml-language-server: $schema={schema}
@@ -61,7 +62,7 @@ def init(
         groups, counts = _groups_and_counts(data) if data is not None else (0, None)
         values = {
             "schema": schema_path().as_uri(),
-            "file": file,
+            "file": one_line(shell_word(file)),
             "name": _name(data or file),
             "root": "# root: path/to/FOLDER" if data is None else f"root: {json.dumps(str(data))}",
             "clients": min(groups, 5) if groups > 1 else 3,
@@ -75,12 +76,12 @@ def init(
             echo_json({"file": str(file), "groups": groups, "examples": counts})
             return
         found = f": {counts['train']:,} training and {counts['test']:,} test examples" if counts else ""
-        if counts and counts["invalid"]:
+        if data is not None and counts and counts["invalid"]:
             found += (
-                f", {counts['invalid']:,} invalid (`fedloom data check folder --root {data}` lists them, and data.max_rejected "
+                f", {counts['invalid']:,} invalid (`fedloom data check folder --root {shell_word(data)}` lists them, and data.max_rejected "
                 "says how many a run allows)"
             )
-        echo(f"{file}{found}; `fedloom validate {file}` checks it")
+        echo(f"{file}{found}; `fedloom validate {shell_word(file)}` checks it")
 
 
 def _groups_and_counts(folder: Path) -> tuple[int, dict[str, int]]:

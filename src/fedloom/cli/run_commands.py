@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,6 +46,7 @@ from fedloom.cli.verify_command import verify
 from fedloom.system.errors import UserError
 from fedloom.system.garbage_collection import without_garbage_collection
 from fedloom.system.signals import exit_code
+from fedloom.system.terminal import shell_word
 from fedloom.version import __version__
 
 Track = Annotated[
@@ -197,7 +197,7 @@ def _run(
     except KeyboardInterrupt as stop:
         progress.close()
         started = (folder / "experiment.json").is_file()
-        advice = f"`fedloom resume {shlex.quote(str(folder))}` continues from there"
+        advice = f"`fedloom resume {shell_word(folder)}` continues from there"
         end(f"interrupted; {advice if started else 'nothing was started'}", exit_code(stop), as_json=as_json)
     finally:
         progress.close()

@@ -28,7 +28,7 @@ from fedloom.cli.options import (
 )
 from fedloom.system.errors import UserError
 from fedloom.system.signals import exit_code
-from fedloom.system.terminal import one_line
+from fedloom.system.terminal import as_argument, one_line
 
 
 def sweep(
@@ -69,10 +69,10 @@ def sweep(
         try:
             result = run_sweep(grid, folder, show, lambda: make_passing_progress(quiet), jobs, rerun=rerun)
         except KeyboardInterrupt as stop:
-            command = ["fedloom", "sweep", recipe, *(["--quick"] if quick else [])]
+            command = ["fedloom", "sweep", as_argument(recipe), *(["--quick"] if quick else [])]
             command += [word for change in changes for word in ("--set", change)]
-            command += [word for plugin in plugins or () for word in ("--plugin", plugin)]
-            command += ["--out", str(folder), *(["--jobs", str(jobs)] if jobs > 1 else [])]
+            command += [word for plugin in plugins or () for word in ("--plugin", as_argument(plugin))]
+            command += ["--out", as_argument(folder), *(["--jobs", str(jobs)] if jobs > 1 else [])]
             end(
                 f"interrupted; `{shlex.join(command)}` continues from there", exit_code(stop), as_json=as_json
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cache
@@ -181,7 +182,9 @@ def explain_error(
         here = list(_properties(schema, schema_at(schema, path[:-1])))
         meant = _meant_key(schema, path, here) if guess else None
         hint = f". Did you mean {dotted((*above, *meant))}?" if meant else "."
-        return f"{key} is not a known key{hint} Allowed here: {', '.join(here)}"
+        if _nested(schema, path):  # as --set and grids write it
+            hint = f". Did you mean {_nested(schema, path)}?"
+        return f"{_shown((*above, *path))} is not a known key{hint} Allowed here: {', '.join(here)}"
     if row["type"] == "choice":
         return f"{key}: {row['msg']}"
     allowed = schema_at(schema, path)
@@ -194,6 +197,20 @@ def explain_error(
     if isinstance(value, float) and not isfinite(value):
         hint = ", and finite"
     return f"{key} is {_as_text(value)}, but must be {describe_allowed(schema, allowed)}{hint}"
+
+
+def _nested(schema: Schema, path: KeyPath) -> str:
+    """Return how a known key that was written with dots is written in a mapping, such as `train: {lr: …}`; else ""."""
+    *sections, key = str(path[-1]).split(".")
+    if not sections or not schema_at(schema, (*path[:-1], *sections, key)):
+        return ""
+    return "".join(f"{section}: {{" for section in sections) + f"{key}: …" + "}" * len(sections)
+
+
+def _shown(path: KeyPath) -> str:
+    """Return a key path as text, its last key in quotes if it is empty or has blanks or other characters that names lack."""
+    last = str(path[-1])
+    return dotted((*path[:-1], last if re.fullmatch(r"[\w.+-]+", last) else json.dumps(last)))
 
 
 def choice_error(message: str) -> PydanticCustomError:
@@ -239,7 +256,7 @@ def unknown_name(kind: str, name: str, allowed: Sequence[str]) -> str:
 
 def _meant_key(schema: Schema, path: KeyPath, here: Sequence[str]) -> KeyPath | None:
     """Guess which key was meant: a very near word here, the same word elsewhere, a near word here, or one described by the word."""
-    word, around = str(path[-1]), path[:-1]
+    word, around = str(path[-1]).strip(), path[:-1]
     if (very_near := nearest(word, here, VERY_NEAR)) is not None:
         return (*around, very_near)
     descriptions = dict(key_descriptions(schema))

@@ -82,10 +82,36 @@ def dotted(path: KeyPath) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
+_BREAKS = "\r\n\x85\u2028\u2029"
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2, without anchors, and with bounded nesting."""
+    """PyYAML's safe loader with the scalars and tabs of YAML 1.2, without anchors, and with bounded nesting."""
 
     depth = 0
+
+    def scan_to_next_token(self) -> None:
+        super().scan_to_next_token()
+        # Tabs may separate tokens, end lines and indent JSON, but not indent YAML's blocks.
+        while self.peek() == "\t":
+            length = self._count_blanks()
+            if self.allow_simple_key and not self.flow_level and self.peek(length) not in f"{_BREAKS}#\0":
+                return
+            self.forward(length)
+            super().scan_to_next_token()
+
+    def scan_plain_spaces(self, indent: int, start_mark: yaml.Mark) -> list[str] | None:
+        blanks = self.prefix(self._count_blanks())
+        if "\t" not in blanks:
+            return super().scan_plain_spaces(indent, start_mark)
+        self.forward(len(blanks))
+        return super().scan_plain_spaces(indent, start_mark) if self.peek() in _BREAKS else [blanks]
+
+    def _count_blanks(self) -> int:
+        length = 0
+        while self.peek(length) in " \t":
+            length += 1
+        return length
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
@@ -119,12 +145,19 @@ def _float(text: str) -> float:
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
+def _whole_characters(text: str) -> str:
+    """Return a text in which the two escapes of a surrogate pair, JSON's form of characters such as emoji, are one character."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "null": lambda _: None,
     "bool": lambda text: {"true": True, "false": False}[text.lower()],
     "int": int,
     "float": _float,
-    "str": str,
+    "str": _whole_characters,
 }
 
 
@@ -162,13 +195,14 @@ class _Reader:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.mistakes.append(Mistake(place, "a key must be a single word"))
                 continue
-            key = (*path, key_node.value)
+            name = _whole_characters(key_node.value)
+            key = (*path, name)
             if key in self.keys:
                 message = f"{dotted(key)} is given twice; the first is on line {self.keys[key].line}"
                 self.mistakes.append(Mistake(place, message))
                 continue
             self.keys[key] = place
-            values[key_node.value] = self.value(value_node, key)
+            values[name] = self.value(value_node, key)
         return values
 
 
@@ -197,6 +231,8 @@ def read_document(text: str, source: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = reader.place(mark) if mark else Place(source, 1, 1)
+        if "'\\t'" in str(error.problem):
+            return _unreadable(place, "the line is indented by a tab; YAML is indented by spaces")
         return _unreadable(place, ", ".join(part for part in (error.context, error.problem) if part))
     except yaml.reader.ReaderError as error:
         before = text[: error.position]

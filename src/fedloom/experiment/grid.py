@@ -47,7 +47,7 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.grid_axes import Axis, Change, Point, changes_of, overlaps, read_axes
 from fedloom.experiment.methods import parse_method
 from fedloom.experiment.plugins_key import with_plugins
-from fedloom.experiment.recipes import SWEEP_KEYS, experiment_text, takes_text
+from fedloom.experiment.recipes import SWEEP_KEYS, experiment_text, refuse_sweep_key, takes_text
 from fedloom.system.errors import UserError
 
 SEED = "seed"  # the axis that reports average over
@@ -142,7 +142,8 @@ def load_grid(
         else read_document(*experiment_text(path_or_recipe))
     )
     if document.mistakes or not isinstance(document.value, dict):
-        raise UserError(error_text(document.source, check_document(Experiment, document)[1]))
+        base = without_keys(document, SWEEP_KEYS)
+        raise UserError(error_text(document.source, check_document(Experiment, base)[1]))
     mistakes: list[Mistake] = []
     fewer, changes = _quick(document, mistakes) if quick else ({}, ())
     choose_document = subdocument(document, ("choose",)) if "choose" in document.value else None
@@ -157,6 +158,7 @@ def load_grid(
         elif path == ("choose",):
             choose_document = branch
         elif not branch.mistakes:
+            refuse_sweep_key(path)
             base = replace_at(base, path, branch)
             set_by_hand.append((path, branch))
     base = with_plugins(base, plugins)
@@ -167,7 +169,9 @@ def load_grid(
     published = _published(document, labels, mistakes)
     if not axes and not mistakes:
         for key in document.value:
-            if key not in Experiment.model_fields and (guess := did_you_mean(str(key), SWEEP_KEYS)):
+            if key not in {*Experiment.model_fields, *SWEEP_KEYS} and (
+                guess := did_you_mean(str(key), SWEEP_KEYS)
+            ):
                 message = f"{key} is not a known key{guess}"
                 raise UserError(
                     error_text(document.source, [Mistake(document.place((key,), of_key=True), message)])
@@ -322,6 +326,9 @@ def _cells(base: Document, axes: Sequence[Axis], mistakes: list[Mistake]) -> tup
         Mistake(place, message + _where(axes, combinations, Mistake(place, message), tried))
         for (place, message), combinations in combinations_of.items()
     ]
+    if twice := [name for name, times in Counter(cell.name for cell in cells).items() if times > 1]:
+        message = f'several cells are called "{twice[0]}"; give the points of the grid other names'
+        mistakes.append(Mistake(base.place(()), message))
     return tuple(cells)
 
 

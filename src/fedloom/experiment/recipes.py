@@ -14,11 +14,20 @@ from fedloom.config.validation_errors import (
     schema_at,
     schema_of,
 )
-from fedloom.config.yaml_document import MAX_BYTES, Document, KeyPath, apply_override, read_document
+from fedloom.config.yaml_document import (
+    MAX_BYTES,
+    Document,
+    KeyPath,
+    apply_override,
+    dotted,
+    parse_override,
+    read_document,
+)
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.plugins_key import with_plugins
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_text
+from fedloom.system.terminal import shell_word
 
 FIRST = ("smoke", "quickstart", "own-data")
 """Recipes that a message about an unknown one names."""
@@ -75,8 +84,12 @@ def load_experiment(
         UserError: The file has mistakes, which the message lists with file, line, column and key; or it is a grid.
     """
     document = read_document(*experiment_text(path_or_recipe))
+    for change in overrides:
+        refuse_sweep_key(parse_override(change, takes_text)[0])
     if _sweep_keys(document):
-        advice = f"it is a grid of experiments; run them all with `fedloom sweep {path_or_recipe}`"
+        advice = (
+            f"it is a grid of experiments; run them all with `fedloom sweep {shell_word(path_or_recipe)}`"
+        )
         raise UserError(f"{document.source}: {advice}")
     for change in overrides:
         document = apply_override(document, change, takes_text)
@@ -108,7 +121,18 @@ def sweep_keys(path_or_recipe: str) -> tuple[str, ...]:
 
 def is_grid(path_or_recipe: str, changes: Sequence[str] = ()) -> bool:
     """Return whether a recipe with changes describes many experiments, which only a sweep runs."""
-    return any(change.startswith("grid.") for change in changes) or bool(sweep_keys(path_or_recipe))
+    return any(change.lstrip().startswith("grid.") for change in changes) or bool(sweep_keys(path_or_recipe))
+
+
+def refuse_sweep_key(path: KeyPath) -> None:
+    """Raise a `UserError` if a change sets a key of a grid that only a file can set, or one of a grid that is not there."""
+    if path == ("grid",):
+        raise UserError("--set grid: set each axis by itself, for example --set grid.seed=[0,1,2]")
+    if path[0] in SWEEP_KEYS:
+        raise UserError(
+            f"--set {dotted(path)}: {path[0]} is a key of grids that only a file can set; choose alone can be given here, "
+            "together with a grid, for example --set grid.train.lr=[1e-3,3e-3] --set choose=[train.lr]"
+        )
 
 
 def _sweep_keys(document: Document) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +39,7 @@ from fedloom.report.validation_section import curve_table, validation_chart, val
 from fedloom.report.verdict_tables import client_gain_tables, verdict_tables
 from fedloom.system.json_files import write_atomic
 from fedloom.system.manifest import add_to_manifest, read_manifest
+from fedloom.system.terminal import shell_word
 
 OPENING = 600  # CSS pixels of a chart on the first screen
 MAX_BARS = 15  # clients whose gains are drawn on the first screen
@@ -158,7 +158,7 @@ def _section(run: Run) -> dict[str, Any]:
         **_skipped_records(run),
         **_refused(run),
         "provenance": provenance(run),
-        "command": f"fedloom run {shlex.quote(f'{run.folder.name}/experiment.json')}",
+        "command": f"fedloom run {shell_word(f'{run.folder.name}/experiment.json')}",
         "loading": adapter_loading(run),
         "withheld": len(charts.slices_shown(run)) > 1,
         "whiskers": findings.is_share_of_questions(run.result)

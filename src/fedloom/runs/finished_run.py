@@ -13,6 +13,7 @@ from fedloom.runs.run_folder import REPORT, Plugged, is_finished
 from fedloom.runs.typed_table import Table
 from fedloom.runs.write_pages import write_pages
 from fedloom.system.errors import UserError
+from fedloom.system.terminal import shell_word
 from fedloom.tasks.predictions import PREDICTIONS, Prediction, read_predictions
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def load_run(folder: Path | str, plugins: Plugged = ()) -> FinishedRun:
         )
     if folder.is_dir() and (folder / "experiment.json").is_file() and not is_finished(folder):
         raise UserError(
-            f"{folder} holds a run that is not finished; continue it with `fedloom resume {folder}`"
+            f"{folder} holds a run that is not finished; continue it with `fedloom resume {shell_word(folder)}`"
         )
     return FinishedRun(folder, read_run(folder).result, tuple(plugins))
 

@@ -10,10 +10,13 @@ from typing import Any
 
 from fedloom.report.tables import is_federated
 from fedloom.system.errors import UserError
-from fedloom.system.json_files import read_json
+from fedloom.system.json_files import read_json, require_key
 from fedloom.system.manifest import LOCK
+from fedloom.system.terminal import shell_word
 
 RECORD, EXPERIMENT, SWEEP, DEPARTED = "record.jsonl", "experiment.json", "sweep.json", "left-this-site.jsonl"
+BEGUN = (RECORD, EXPERIMENT, LOCK)
+"""Files of which a run's folder has one: a run that still loads its data and model has locked its folder and written nothing."""
 RECENT = 8
 """Messages that are shown."""
 ANSWERS = ("clients", "missing", "refused")
@@ -37,8 +40,7 @@ def progress_of(folder: Path) -> dict[str, Any]:
         return _sweep(folder)
     if (folder / DEPARTED).is_file():
         return _site(folder)
-    # A run that still loads its data and model has locked its folder and written nothing.
-    if any((folder / name).is_file() for name in (RECORD, EXPERIMENT, LOCK)):
+    if any((folder / name).is_file() for name in BEGUN):
         return _run(folder)
     raise UserError(f"{folder} holds no run, sweep or site; give the folder that --out named")
 
@@ -72,9 +74,9 @@ def _run(folder: Path) -> dict[str, Any]:
                 _add_round(method, line, notes)
             elif kind == "evaluation":
                 _add_score(method, line)
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise UserError(
-                f"{folder / RECORD}, line {number}, is not as it was written; `fedloom verify {folder}` checks all files"
+                f"{folder / RECORD}, line {number}, is not as it was written; `fedloom verify {shell_word(folder)}` checks all files"
             ) from None
     train = experiment.get("train")
     rounds = train.get("rounds") if isinstance(train, dict) and isinstance(train.get("rounds"), int) else None
@@ -148,24 +150,42 @@ def _add_score(method: dict[str, Any], line: Mapping[str, Any]) -> None:
         method["scores"].setdefault(done, {}).setdefault(line.get("client"), value)
 
 
+def read_cells(file: Path, *keys: str) -> dict[str, Any]:
+    """Return the content of a `sweep.json`, each of whose cells has texts under some keys.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    value = read_json(file, {"cells": list})
+    for cell in value["cells"]:
+        if not isinstance(cell, dict):
+            raise UserError(f'{file}: every entry of "cells" must be an object')
+        for key in keys:
+            require_key(file, cell, key, str)
+    return value
+
+
 def _sweep(folder: Path) -> dict[str, Any]:
-    value = read_json(folder / SWEEP, {"cells": list})
+    value = read_cells(folder / SWEEP, "name", "state", "folder")
     cells = [
         {"name": cell["name"], "state": cell["state"], "error": cell.get("error")} for cell in value["cells"]
     ]
     begun = [cell["folder"] for cell in value["cells"] if cell["state"] == "begun"]
-    run = None
-    if begun:
-        with suppress(UserError):
-            run = progress_of(folder / begun[-1])
     return {
         "kind": "sweep",
         "name": value.get("name", folder.name),
         "finished": all(cell["state"] in ("done", "failed") for cell in cells),
         "cells": cells,
-        "run": run,
+        "run": _cell(folder / begun[-1]) if begun else None,
         "notes": [f"{cell['name']}: {cell['error']}" for cell in cells if cell["error"]][-RECENT:],
     }
+
+
+def _cell(folder: Path) -> dict[str, Any] | None:
+    """Return how far the run of a cell has come; None if it has written nothing, or its log is damaged."""
+    with suppress(UserError):
+        return _run(folder) if any((folder / name).is_file() for name in BEGUN) else None
+    return None
 
 
 def _site(folder: Path) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from fedloom.report.client_verdicts import own_mean
 from fedloom.report.federation_gain import count_clients, local_method, main_score, tasks_in
 from fedloom.report.findings import is_share_of_questions
 from fedloom.report.leaderboard import MethodResult
-from fedloom.report.run_results import Json, at, number
+from fedloom.report.run_results import Json, at, number, read_document
 from fedloom.report.significance import ClientCounts
 from fedloom.report.tables import bytes_sent, counted, title
 from fedloom.runs.run_folder import EXPERIMENT, PLACES, RESULT, is_finished
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import json_digest
-from fedloom.system.json_files import read_json
+from fedloom.system.json_files import read_json, require_key
 from fedloom.system.manifest import Manifest, check_files, read_manifest
 
 QUESTION: Mapping[str, type[Section]] = {
@@ -82,7 +82,9 @@ def run_results(folder: Path) -> Iterator[MethodResult]:
         raise UserError(f"{folder} has no manifest")
     check_files(folder, manifest, (EXPERIMENT, RESULT))
     experiment = current_document(read_json(folder / EXPERIMENT))
-    result = read_json(folder / RESULT, {"scores": dict})
+    result = read_document(folder / RESULT)
+    for method in require_key(folder / RESULT, result, "scores", dict):
+        require_key(folder / RESULT, result["scores"], method, dict)
     contents = {key: value for key, value in manifest.identity.items() if key.endswith(CONTENTS)}
     question = json_digest(
         [_given(experiment, QUESTION), manifest.identity.get("base model"), at(result, "tested")]

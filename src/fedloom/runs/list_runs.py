@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from fedloom.report.sweeps.sweep_results import headline
+from fedloom.runs.follow import SWEEP, read_cells
 from fedloom.runs.run_folder import EXPERIMENT, RESULT, is_finished
 from fedloom.system.errors import UserError, user_errors
 from fedloom.system.file_locks import OPENED, lock_for_process
 from fedloom.system.json_files import read_json
 from fedloom.system.manifest import LOCK
-
-SWEEP = "sweep.json"
 
 State = Literal["finished", "running", "interrupted", "damaged"]
 
@@ -83,12 +82,12 @@ def _sweep(folder: Path) -> Listed:
     changed = (folder / SWEEP).stat().st_mtime
     try:
         with user_errors():
-            cells = read_json(folder / SWEEP, {"cells": list})["cells"]
+            cells = read_cells(folder / SWEEP, "state")["cells"]
             done, failed = (sum(cell["state"] == state for cell in cells) for state in ("done", "failed"))
             figure = f"{done} of {len(cells)} cells are done" + (f", {failed} failed" if failed else "")
             state = "finished" if done == len(cells) else _unfinished(folder)
             return Listed(folder, "sweep", state, figure, changed)
-    except (UserError, KeyError, TypeError) as error:
+    except UserError as error:
         return Listed(folder, "sweep", "damaged", str(error), changed)
 
 

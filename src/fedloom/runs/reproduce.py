@@ -25,6 +25,7 @@ from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import read_json
 from fedloom.system.manifest import read_manifest
 from fedloom.system.progress import Progress
+from fedloom.system.terminal import shell_word
 from fedloom.tasks.predictions import PREDICTIONS
 
 COMPARED = ("comparison", "independent_questions", "agreement", "bytes", "validation", "privacy")
@@ -64,7 +65,9 @@ def run_of(name: str, folders: Sequence[Path], seed: int | None = None) -> Path:
     folder = Path(name)
     if (folder / EXPERIMENT).is_file():
         if not is_finished(folder):
-            raise UserError(f"{folder} is not finished; continue it with `fedloom resume {folder}`")
+            raise UserError(
+                f"{folder} is not finished; continue it with `fedloom resume {shell_word(folder)}`"
+            )
         return folder
     if folder.is_dir() and not folders:
         raise UserError(f"{folder} is not the folder of a run: it has no {EXPERIMENT}")

@@ -24,6 +24,7 @@ from fedloom.system.file_hashes import json_digest
 from fedloom.system.json_files import read_json
 from fedloom.system.manifest import read_manifest
 from fedloom.system.progress import Progress
+from fedloom.system.terminal import shell_word
 from fedloom.tuning.adapters import prepare
 from fedloom.tuning.strategies import merged_stage
 from fedloom.types import DataSet
@@ -143,7 +144,7 @@ def open_models(
     progress, manifest = progress or Progress(None), read_manifest(folder)
     if manifest is None or not is_finished(folder):
         raise UserError(
-            f"{folder} holds a run that is not finished; continue it with `fedloom resume {folder}`"
+            f"{folder} holds a run that is not finished; continue it with `fedloom resume {shell_word(folder)}`"
         )
     progress.stage("loading model", 1)
     if manifest.identity.get("base model") != models_digest(experiment):

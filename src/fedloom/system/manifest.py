@@ -16,6 +16,7 @@ from typing import Any
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest, json_digest
 from fedloom.system.json_files import TEMPORARY, read_json, to_json, write_json
+from fedloom.system.terminal import shell_word
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -141,7 +142,9 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
     """
     for name in names:
         if name in manifest.files and (fault := file_fault(folder / name, manifest.files[name])):
-            raise UserError(f"{folder / name} {fault}; `fedloom verify {folder}` checks all files")
+            raise UserError(
+                f"{folder / name} {fault}; `fedloom verify {shell_word(folder)}` checks all files"
+            )
 
 
 def file_fault(path: Path, digest: str) -> str | None:

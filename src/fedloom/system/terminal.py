@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 import textwrap
+from os import PathLike, fspath
 
 WIDEST_LINE = 2_000
 """Most characters of a line that are shown; people write no longer lines."""
@@ -85,3 +87,23 @@ def printable_json(text: str) -> str:
 def _escape_json(match: re.Match[str]) -> str:
     units = match[0].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+def as_argument(path: str | PathLike[str]) -> str:
+    """Return a path as an argument of a command, for which a dash at its beginning is no option.
+
+    Example:
+        >>> as_argument("-mine"), as_argument("runs/mine")
+        ('./-mine', 'runs/mine')
+    """
+    return f"./{fspath(path)}" if fspath(path).startswith("-") else fspath(path)
+
+
+def shell_word(path: str | PathLike[str]) -> str:
+    """Return a path as one word of a command that can be copied into a shell.
+
+    Example:
+        >>> shell_word("runs/mine"), shell_word("my runs/50%"), shell_word("-mine")
+        ('runs/mine', "'my runs/50%'", './-mine')
+    """
+    return shlex.quote(as_argument(path))

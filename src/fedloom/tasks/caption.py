@@ -25,6 +25,7 @@ from fedloom.tasks.task import (
     Unparsed,
     clean_text,
     free_answer,
+    without_punctuation,
 )
 from fedloom.tasks.text_overlap import bleu, cider, rouge_l
 from fedloom.types import Example
@@ -41,7 +42,7 @@ def normalize(text: str) -> str:
         'a big red circle'
     """
     lower = clean_text(text).lower()
-    return " ".join(re.sub(r"[\W_]+", " ", lower).split()) or lower
+    return " ".join(without_punctuation(lower).split()) or lower
 
 
 def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:

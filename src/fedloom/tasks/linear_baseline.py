@@ -110,12 +110,18 @@ def _posterior(train: Any, test: Any, labels: NDArray[np.int64], options: int, s
 
 
 def text_features(train: Sequence[Example], test: Sequence[Example]) -> tuple[Any, Any]:
-    """Return tf-idf weights of words and word pairs with the vocabulary of `train`, sparse [N, F]."""
+    """Return tf-idf weights of words and word pairs with the vocabulary of `train`, sparse [N, F].
+
+    If no text of `train` has a word, such as texts of emoji only, there is one feature, which is 0 everywhere: the
+    regression then learns how frequent the labels are.
+    """
     tokens = r"(?u)\b\w+\b"  # single letters and digits count as words
     vectorizer = _sklearn().feature_extraction.text.TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, token_pattern=tokens
     )
     texts = [[example.text or "" for example in examples] for examples in (train, test)]
+    if not any(map(vectorizer.build_analyzer(), texts[0])):  # scikit-learn refuses an empty vocabulary
+        return np.zeros((len(train), 1)), np.zeros((len(test), 1))
     return vectorizer.fit_transform(texts[0]), vectorizer.transform(texts[1])
 
 

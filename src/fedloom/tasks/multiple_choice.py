@@ -29,7 +29,16 @@ from fedloom.tasks.published_scoring import (
     same_start,
     same_text,
 )
-from fedloom.tasks.task import UNPARSED, AnswerForm, Published, Task, Unparsed, clean_text, conversation
+from fedloom.tasks.task import (
+    UNPARSED,
+    AnswerForm,
+    Published,
+    Task,
+    Unparsed,
+    clean_text,
+    conversation,
+    without_punctuation,
+)
 from fedloom.types import Conversation, Example, Presence
 
 
@@ -105,7 +114,7 @@ def _single(labels: Sequence[int]) -> int | Unparsed:
 
 
 def _plain(text: str) -> str:
-    return " ".join(re.sub(r"[\W_]+", " ", text.casefold()).split())
+    return " ".join(without_punctuation(text.casefold()).split())
 
 
 def _named(reply: str, options: Sequence[str]) -> int | Unparsed:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
+from itertools import takewhile
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -249,3 +251,36 @@ def clean_text(text: str) -> str:
         'a < image> of 1 < 2 [ INST] [1, 2]'
     """
     return " ".join(_SPECIAL.sub(lambda match: match.group() + " ", text).split())
+
+
+PUNCTUATION = r"[\W_]+"
+"""Matches a run of characters that Python does not count as parts of words; among these are the marks of letters."""
+
+
+def without_punctuation(text: str, pattern: str = PUNCTUATION) -> str:
+    r"""Return a text in Unicode's composed form (NFC), with a space in place of punctuation and symbols.
+
+    Vowel signs and accents that follow a letter are a part of it, as in Hindi, Thai and Arabic with vowels: without them, words
+    would fall apart and different words would be equal.
+
+    Args:
+        text: The text.
+        pattern: Matches what is replaced, a run of characters at a time.
+
+    Example:
+        >>> without_punctuation("cafe\u0301-bar!"), without_punctuation("\u0939\u093f\u0928\u094d\u0926\u0940?")
+        ('café bar ', 'हिन्दी ')
+    """
+    return re.sub(pattern, _gap, unicodedata.normalize("NFC", text))
+
+
+def _gap(match: re.Match[str]) -> str:
+    run = match[0]
+    marks = "".join(takewhile(_is_mark, run)) if match.start() else ""
+    return marks if marks == run else f"{marks} "
+
+
+def _is_mark(character: str) -> bool:
+    """Return whether a character is a sign of the letter before it; variation selectors only choose a style, as of emoji."""
+    selector = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    return unicodedata.category(character) in ("Mn", "Mc") and not selector

@@ -22,12 +22,15 @@ from fedloom.tasks.task import (
     Unparsed,
     clean_text,
     free_answer,
+    without_punctuation,
 )
 from fedloom.types import Example
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "0"}
 ARTICLES = {"a", "an", "the"}
+_BUT_POINTS = r"(?:(?!(?<=\d)\.(?=\d))[\W_])+"
+"""Matches a run of punctuation, but no decimal point."""
 
 
 def normalize(text: str) -> str:
@@ -39,7 +42,7 @@ def normalize(text: str) -> str:
     """
     lower = clean_text(text).lower()
     plain = re.sub(r"['’`]|(?<=\d),(?=\d)", "", lower)
-    plain = re.sub(r"(?!(?<=\d)\.(?=\d))[\W_]", " ", plain)
+    plain = without_punctuation(plain, _BUT_POINTS)
     words = [NUMBERS.get(word, word) for word in plain.split()]
     return " ".join(word for word in words if word not in ARTICLES) or " ".join(words) or lower
 
