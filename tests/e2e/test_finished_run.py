@@ -347,7 +347,7 @@ def test_the_commands(run: FinishedRun, image: Image.Image, tmp_path: Path) -> N
     [
         (b"", "holds no records"),
         (b"image,question,answer\n", "holds no records"),
-        (b"picture,q,a\nx.png,what,yes\n", "line 2: question is missing"),
+        (b"picture,q,a\nx.png,what,yes\n", "line 2: it has no question, answer, image or text"),
         (bytes(range(256)), "not UTF-8 text"),
     ],
 )
