@@ -12,8 +12,9 @@ import pytest
 from fedloom.algorithms.compose import make
 from fedloom.experiment.experiment import Experiment
 from fedloom.runs.modality_slices import client_scores
-from fedloom.runs.own_answers import choose_answers, label_counts, require_options, trained_as
+from fedloom.runs.own_answers import choose_answers, label_counts, require_options
 from fedloom.runs.server_run import over_sites
+from fedloom.runs.shared_trainings import trained_as
 from fedloom.scenarios.plan import Plan
 from fedloom.system.errors import UserError
 from fedloom.tasks.score_answers import Answers, take

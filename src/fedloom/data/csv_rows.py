@@ -1,7 +1,8 @@
 """Split comma-separated text into rows; a row that cannot be read costs that row only.
 
 Cells are those of Python's `csv` module, with two differences: a quotation mark that is never closed, and text after a closing
-one, are faults. (Python reads both: the first as one cell with all that follows, the second without its quotation marks.)
+one, are faults. (Python reads both: the first as one cell with all that follows, the second without its quotation marks.) They are
+not split by that module, because its limit on the length of a cell is a setting of the whole process.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import numpy as np
 from fedloom.algorithms.own_answers import Interpolation, OwnAnswers
 from fedloom.client.site import Question
 from fedloom.runs.modality_slices import SLICES
-from fedloom.runs.own_answers import asked_again, choose_answers, label_counts, own_answers_of
+from fedloom.runs.own_answers import choose_answers, label_counts, own_answers_of
+from fedloom.runs.shared_trainings import asked_again
 from fedloom.runs.train_in_backend import backend_of
 from fedloom.scenarios.validation_part import Validation
 from fedloom.system.timing import Clock

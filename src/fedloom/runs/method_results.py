@@ -18,9 +18,9 @@ from fedloom.runs.export_models import export_model
 from fedloom.runs.method_predictions import check_parts, part_digests, remove_parts, write_part
 from fedloom.runs.method_scores import global_scores, model_scores, own_scores, shared_scores
 from fedloom.runs.modality_slices import modality_of, score_model, slices_of
-from fedloom.runs.own_answers import trained_as
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import ADAPTER, METHODS, RESULT
+from fedloom.runs.shared_trainings import trained_as
 from fedloom.runs.site_setup import parts_of_kind
 from fedloom.runs.train_method import reported_models, train_method, validate
 from fedloom.scenarios.plan import Plan

@@ -31,8 +31,8 @@ from fedloom.runs.client_classes import (
     precision_here,
 )
 from fedloom.runs.modality_slices import slices_of
-from fedloom.runs.own_answers import begins_as, trainings_of
 from fedloom.runs.privacy_ledger import planned_privacy
+from fedloom.runs.shared_trainings import begins_as, trainings_of
 from fedloom.runs.site_setup import algorithm_of, parts_of_kind
 from fedloom.scenarios.plan import Plan
 from fedloom.types import DataSet

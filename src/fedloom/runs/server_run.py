@@ -161,7 +161,7 @@ def run_over(
 
 
 def _end_federation(federation: Federation, out: Path) -> None:
-    """Tell the sites that training is complete, so that they stop.
+    """Notify the sites that training is complete, so that they stop.
 
     This comes after all results are written: a server that is restarted after a crash continues with the same sites.
     """

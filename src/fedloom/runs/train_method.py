@@ -20,9 +20,9 @@ from fedloom.run_log import CHECKS
 from fedloom.runs import evaluation
 from fedloom.runs.evaluation import answer_test
 from fedloom.runs.modality_slices import slices_of
-from fedloom.runs.own_answers import begins_as, trained_as
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import METHODS, stage_folder
+from fedloom.runs.shared_trainings import begins_as, trained_as
 from fedloom.runs.site_scores import validate_at_sites
 from fedloom.runs.site_setup import algorithm_of, codecs_of
 from fedloom.runs.train_in_backend import backend_of, run_trainings
