@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.e2e.test_runs import experiment
@@ -61,6 +63,31 @@ def test_runs_are_listed_with_their_states(tiny_model: Path, tmp_path: Path) -> 
     shown = CliRunner().invoke(app, ["runs", str(tmp_path)]).stdout
     assert "zero-shot" in shown
     assert "1 of 2 cells are done" in shown
+
+
+@pytest.mark.parametrize("asked", ["listdir", "stat"])
+def test_a_folder_that_may_not_be_read_is_listed_with_the_reason(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "closed", "z"):
+        (tmp_path / name / "sweep").mkdir(parents=True)
+        (tmp_path / name / "sweep/sweep.json").write_text(json.dumps({"cells": [{"state": "done"}]}))
+    original = getattr(os, asked)
+
+    def refused(place: Any, *given: Any, **more: Any) -> Any:
+        path = os.fspath(place)
+        if path == str(tmp_path / "closed") if asked == "listdir" else path.startswith(f"{tmp_path}/closed/"):
+            raise PermissionError(13, "Permission denied", path)
+        return original(place, *given, **more)
+
+    monkeypatch.setattr(os, asked, refused)
+    result = CliRunner().invoke(app, ["runs", str(tmp_path), "--json"])
+    monkeypatch.undo()
+    rows = json.loads(result.stdout)
+    assert [row["state"] for row in rows].count("finished") == 2
+    (closed,) = (row for row in rows if row["state"] == "unreadable")
+    assert closed["folder"] == str(tmp_path / "closed")
+    assert "allow this user to read it" in closed["figure"]
 
 
 def test_a_missing_folder_is_a_mistake(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from fedloom.models.assemble_model import load_model
 from fedloom.runs.export_models import export_from_run, processor_files
 from fedloom.runs.finished_run import FinishedRun
 from fedloom.system.errors import UserError
+from fedloom.system.json_files import write_atomic
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,9 @@ LAYOUTS: dict[str, Build] = {
         "processor_config.json", partial(dict.update, patch_size=8)
     ),
     "a processor that holds all": nested,
+    "further chat templates": lambda folder: write_atomic(
+        folder / "additional_chat_templates/tools.jinja", b"{{ messages }}"
+    ),
     "a processor of videos": content("video_preprocessor_config.json", "{}"),
 }
 
@@ -170,7 +174,7 @@ def test_an_exported_model_has_the_processor_of_the_run(
     folder = tmp_path / "hub" / "models--some--model"
     shutil.copytree(qwen, folder)
     LAYOUTS[layout](folder)
-    expected = {file.name for file in folder.iterdir()} - {
+    expected = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -188,5 +192,5 @@ def test_an_exported_model_has_the_processor_of_the_run(
     out = tmp_path / "out"
     out.mkdir()
     for name, value in files.items():
-        (out / name).write_bytes(value)
+        write_atomic(out / name, value)
     assert AutoImageProcessor.from_pretrained(out).to_dict() == vlm.processor.image_processor.to_dict()

@@ -303,6 +303,7 @@ BAD: dict[str, tuple[Build, str]] = {
         )
         for value in ("</s>", [5, "2"], 5.0, [[5]], True)
     },
+    "padding beyond the vocabulary": (config(text_config__pad_token_id=10**6), "pad_token_id is 1000000, but the vocabulary has"),
     # tokenizer
     "no tokenizer": (without("tokenizer.json"), "cannot load|no image token|end token"),
     "a damaged tokenizer": (content("tokenizer.json", '{"model": '), "cannot load"),
@@ -330,6 +331,12 @@ BAD: dict[str, tuple[Build, str]] = {
     "images that are cut to nothing": (
         document("preprocessor_config.json", lambda held: held["crop_size"].update(width=-4)), "image processor|cannot load",
     ),
+    **{
+        f"images with {name} of {value!r}": (
+            document("preprocessor_config.json", partial(dict.update, **{name: value})), rf"preprocessor_config\.json: {name} is .*; expected finite",
+        )
+        for name, value in (("image_std", 0), ("image_std", [0.5, 0.0, 0.5]), ("rescale_factor", 0), ("image_mean", [0.5, float("nan"), 0.5]), ("image_std", 10**400))
+    },
     "an unknown image processor": (document("preprocessor_config.json", lambda held: held.update(image_processor_type="X")), "cannot load"),
     "images of terabytes": (document("preprocessor_config.json", lambda held: held.update(crop_size={"height": 10**7, "width": 10**7})), "height is 10000000"),
     # chat template
@@ -366,9 +373,11 @@ def hub_cache(folder: Path) -> None:
     blobs, snapshot = folder / "blobs", folder / "snapshots" / ("0" * 40)
     blobs.mkdir()
     snapshot.mkdir(parents=True)
-    for number, file in enumerate(sorted(path for path in folder.iterdir() if path.is_file())):
-        file.rename(blobs / f"{number:040x}")
-        (snapshot / file.name).symlink_to(Path("../../blobs") / f"{number:040x}")
+    for number, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        blob, link = blobs / f"{number:040x}", snapshot / file.relative_to(folder)
+        file.rename(blob)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
 
 
 def linked_weights(folder: Path) -> None:

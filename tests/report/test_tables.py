@@ -23,6 +23,7 @@ from fedloom.report.tables import (
 )
 from fedloom.report.terminal_summary import terminal_table
 from fedloom.report.training_work import cost_table
+from fedloom.system.terminal import display_width
 
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=30)
 
@@ -37,8 +38,19 @@ def tables(draw) -> Table:
 @given(tables(), st.integers(24, 120))
 def test_text_keeps_to_its_width_and_holds_no_control_characters(table, width):
     lines = table.text(width).split("\n")
-    assert all(len(line) <= width for line in lines)
+    assert all(display_width(line) <= width for line in lines)
     assert all(character.isprintable() or character == "\u00a0" for line in lines for character in line)
+
+
+def test_columns_of_figures_stand_below_each_other_in_every_script():
+    names = ("cat", "猫咪", "고양이", "cafe\u0301", "हिन्दी", "एकबहुतलंबाशब्द" * 4, "一个很长的类名" * 4)
+    table = Table(("Class", "Score"), tuple((name, "9.5") for name in names))
+    lines = table.text(40).splitlines()
+    figures = [line for line in lines if line.endswith("9.5")]
+    assert len(figures) == len(names)
+    assert len({display_width(line) for line in figures}) == 1
+    shown = "".join(line.removesuffix("9.5").strip() for line in lines)
+    assert all(name in shown for name in names)
 
 
 @given(tables())

@@ -166,6 +166,9 @@ def test_boxes_count_as_right_from_one_half_and_unparsed_ones_as_nothing():
         ("None", "zero"),
         ("don't", "dont"),
         ("T-shirt", "t shirt"),
+        ("(.5)", ".5"),
+        ("-.5", "−.5"),
+        ("p.5", "p 5"),
     ],
 )
 def test_vqa_answers_are_equal_after_normalization(given_, right):
@@ -174,7 +177,7 @@ def test_vqa_answers_are_equal_after_normalization(given_, right):
     assert VQA.metrics.result(state) == {"accuracy": 1.0, "token_f1": 1.0, "unparsed": 0.0}
 
 
-@pytest.mark.parametrize(("given_", "right"), [("3.5", "35"), ("cats", "cat"), ("1.2", "12")])
+@pytest.mark.parametrize(("given_", "right"), [("3.5", "35"), ("cats", "cat"), ("1.2", "12"), (".5", "5")])
 def test_vqa_answers_that_differ(given_, right):
     one = Example("e", "What?", right, task="vqa")
     state = VQA.metrics.add(VQA.metrics.zero, one, VQA.parse(given_, one, answer_form="text"), None)

@@ -23,7 +23,7 @@ from fedloom.cli.options import (
     require_known,
 )
 from fedloom.system.errors import UserError
-from fedloom.system.terminal import one_line
+from fedloom.system.terminal import display_width, one_line, pad
 
 if TYPE_CHECKING:
     from fedloom.data.check_folder import Number, Repeat, Report
@@ -180,11 +180,11 @@ def _table(numbers: tuple[Number, ...]) -> Iterator[str]:
         if not number.of or number.published is not None or unpublished[number.part] <= CLASSES
     ]
     names = [number.part if number.of is None else f"  {number.of}" for number in rows]
-    width = max(map(len, names))
+    width = max(map(display_width, names))
     published = any(number.published is not None for number in rows)
     yield f"{'':{width}}  {'found':>7}" + ("  published" if published else "")
     for name, number in zip(names, rows, strict=True):
-        line = f"{name:{width}}  {number.found:>7,}"
+        line = f"{pad(name, width)}  {number.found:>7,}"
         if number.published is not None:
             missing = number.published - number.found
             difference = f"  {abs(missing):,} {'fewer' if missing > 0 else 'more'}" if missing else ""

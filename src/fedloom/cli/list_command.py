@@ -10,6 +10,7 @@ import typer
 
 from fedloom.cli.options import Debug, Json, PluginFiles, echo, echo_json, report_errors, require_known
 from fedloom.system.errors import UserError
+from fedloom.system.terminal import display_width, pad
 
 if TYPE_CHECKING:
     from fedloom.algorithms.entry import Entry
@@ -152,6 +153,6 @@ def list_(
         if as_json:
             echo_json(rows)
             return
-        width = max(map(len, rows))
+        width = max(map(display_width, rows))
         for name, about in rows.items():
-            echo(f"{name:{width}}  {about}".rstrip())
+            echo(f"{pad(name, width)}  {about}".rstrip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -159,10 +160,7 @@ def evaluate(
         if as_json:
             echo_json({"scores": found.scores.to_dicts()})
             return
-        for line in _table(
-            [one for one in found.scores.to_dicts() if not str(one["metric"]).endswith("_published")]
-        ):
-            echo(line)
+        echo(_table(found.scores.to_dicts()), nl=False)
 
 
 def export(
@@ -208,11 +206,19 @@ def export(
             echo(f"{kind.capitalize()}: {out}")
 
 
-def _table(rows: list[dict[str, Any]]) -> list[str]:
-    """Return the lines of a table of scores."""
-    cells = [("method", "modalities", "task", "score", "value")]
-    for row in rows:
-        value = "–" if row["value"] is None else f"{row['value']:.4f}"
-        cells.append((row["method"], row["slice"], row["task"] or "", row["metric"], value))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+def _table(scores: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of all scores but those by a paper's own rules."""
+    from fedloom.report.tables import MISSING, Table
+
+    rows = [
+        (
+            one["method"],
+            one["slice"],
+            one["task"] or "",
+            one["metric"],
+            MISSING if one["value"] is None else f"{one['value']:.4f}",
+        )
+        for one in scores
+        if not str(one["metric"]).endswith("_published")
+    ]
+    return Table(("Method", "Modalities", "Task", "Score", "Value"), tuple(rows), left=4).text()

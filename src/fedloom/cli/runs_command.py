@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fedloom.cli.options import Debug, Json, echo, echo_json, report_errors
+from fedloom.system.terminal import display_width, pad
 
 
 def runs(
@@ -37,6 +38,6 @@ def runs(
             return
         if not rows:
             echo(f"{folder} holds no runs")
-        width = max((len(str(row.folder)) for row in rows), default=0)
+        width = max((display_width(str(row.folder)) for row in rows), default=0)
         for row in rows:
-            echo(f"{row.folder!s:{width}}  {row.state:11}  {row.figure}")
+            echo(f"{pad(str(row.folder), width)}  {row.state:11}  {row.figure}")

@@ -124,8 +124,10 @@ def model_files(key: str, name: str, folder: Path, *, complete: bool = True) -> 
         if option.endswith("attn_implementation") and value not in (None, "eager", "sdpa"):
             raise wrong(f"config.json: {option} is {str(value)[:80]!r}; only eager and sdpa are supported")
     _check_ends(content.get("generation_config.json", {}).get("eos_token_id"), wrong)
+    _check_padding(config, wrong)
     for file in ("preprocessor_config.json", "processor_config.json"):
         _check_sizes(file, content.get(file, {}), wrong)
+        _check_normalization(file, content.get(file, {}), wrong)
     weights = tuple(folder / file for file in _weights(folder, content, wrong))
     for path in weights:
         if not _check(folder, path, None, wrong) and complete:
@@ -237,6 +239,29 @@ def _check_ends(ends: Any, wrong: Callable[[str], UserError]) -> None:
             raise wrong(
                 f"generation_config.json: eos_token_id is {str(ends)[:80]!r}; expected the number of a token, or a list of numbers"
             )
+
+
+def _check_padding(config: Mapping[str, Any], wrong: Callable[[str], UserError]) -> None:
+    """Raise an error for a padding token without an embedding; a negative number counts from the vocabulary's end."""
+    for part in [config, *(value for _, value in _pairs(config) if isinstance(value, Mapping))]:
+        token, size = part.get("pad_token_id"), part.get("vocab_size")
+        if isinstance(token, int) and isinstance(size, int) and not -size <= token < size:
+            raise wrong(
+                f"config.json: pad_token_id is {str(token)[:40]}, but the vocabulary has {str(size)[:40]} tokens, numbered from 0"
+            )
+
+
+def _check_normalization(file: str, content: Mapping[str, Any], wrong: Callable[[str], UserError]) -> None:
+    """Raise an error for numbers that would make nothing of every pixel."""
+    for name, value in _pairs(content):
+        if name not in ("image_mean", "image_std", "rescale_factor"):
+            continue
+        for number in _numbers(value):
+            if not abs(number) < 2**62 or (number == 0 and name != "image_mean"):
+                raise wrong(
+                    f"{file}: {name} is {str(value)[:80]}; expected finite numbers"
+                    + (", none of them 0" if name != "image_mean" else "")
+                )
 
 
 def _check_sizes(file: str, content: Mapping[str, Any], wrong: Callable[[str], UserError]) -> None:

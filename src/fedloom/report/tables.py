@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedloom.algorithms import PLACES
 from fedloom.algorithms.baselines import BASELINES
 from fedloom.report.run_results import Json, at, number
+from fedloom.system.terminal import display_width, pad, wrap_cell
 
 MISSING = "—"
 
@@ -228,7 +228,7 @@ def _csv_cell(cell: str) -> str:
 
 def _aligned(cells: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
     pairs = enumerate(zip(cells, widths, strict=True))
-    return [cell.ljust(space) if index < left else cell.rjust(space) for index, (cell, space) in pairs]
+    return [pad(cell, space, right=index >= left) for index, (cell, space) in pairs]
 
 
 def printable(text: str) -> str:
@@ -239,16 +239,19 @@ def printable(text: str) -> str:
 
 
 def _wrap(cell: str, width: int) -> list[str]:
-    return textwrap.wrap(printable(cell), width, break_on_hyphens=False) or [""]
+    return wrap_cell(printable(cell), width)
 
 
 def _fit(table: Table, width: int) -> list[int]:
     """Choose column widths: the natural ones if they fit, else figures wrap at spaces and words are cut to fit."""
     columns = list(zip(table.columns, *table.rows, strict=True))
     room = width - 2 * (len(columns) - 1)
-    widths = [max(1, *map(len, column)) for column in columns]
+    widths = [max(1, *map(display_width, column)) for column in columns]
     if sum(widths) > room:
-        words = [max(1, *(len(word) for cell in column for word in cell.split(" "))) for column in columns]
+        words = [
+            max(1, *(display_width(word) for cell in column for word in cell.split(" ")))
+            for column in columns
+        ]
         widths = widths[: table.left] + words[table.left :]
     while sum(widths) > room and max(widths) > 1:
         widest = widths.index(max(widths))
@@ -259,8 +262,10 @@ def _fit(table: Table, width: int) -> list[int]:
 def split_columns(table: Table, width: int) -> list[Table]:
     """Split a table into blocks of columns that fit the width; each block repeats the first column."""
     columns = list(zip(table.columns, *table.rows, strict=True))
-    needs = [max(*(len(word) for cell in column for word in cell.split()), 1) + 2 for column in columns]
-    first = min(max(map(len, columns[0])) + 2, width // 2)
+    needs = [
+        max(*(display_width(word) for cell in column for word in cell.split()), 1) + 2 for column in columns
+    ]
+    first = min(max(map(display_width, columns[0])) + 2, width // 2)
     blocks: list[list[int]] = [[]]
     room = width - first + 2
     for index, need in list(enumerate(needs))[1:]:

@@ -18,7 +18,7 @@ from fedloom.runs.saved_models import SavedModels, open_models
 from fedloom.runs.site_setup import clause_of
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest
-from fedloom.system.json_files import to_json
+from fedloom.system.json_files import to_json, write_atomic
 from fedloom.system.manifest import Manifest, files_in, write_manifest
 from fedloom.system.progress import Progress
 from fedloom.system.temporary_folders import temporary_folder
@@ -178,7 +178,7 @@ def _save_model(context: RunContext, out: Path, others: Mapping[str, bytes]) -> 
         whole = work / "model"
         context.vlm.model.save_pretrained(whole, safe_serialization=True)
         for name, content in {**processor_files(context.vlm, context.experiment), **others}.items():
-            (whole / name).write_bytes(content)
+            write_atomic(whole / name, content)
         write_manifest(
             whole, Manifest(__version__, files={name: file_digest(whole / name) for name in files_in(whole)})
         )
@@ -194,9 +194,9 @@ def processor_files(vlm: Vlm, experiment: Experiment) -> dict[str, bytes]:
     else:
         found = Source("model.path", vlm.name, network=False).files
         files = {
-            file.name: file.read_bytes()
+            file.relative_to(found.folder).as_posix(): file.read_bytes()
             for file in (*found.others, *found.unread)
-            if file.parent == found.folder and file.name not in LEFT_OUT
+            if file.name not in LEFT_OUT
         }
     if experiment.model.pixels is not None:
         files |= _bounded_images(vlm, files.get(PROCESSOR))

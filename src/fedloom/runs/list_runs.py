@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,12 +11,12 @@ from typing import Literal
 from fedloom.report.sweeps.sweep_results import headline
 from fedloom.runs.follow import SWEEP, read_cells
 from fedloom.runs.run_folder import EXPERIMENT, RESULT, is_finished
-from fedloom.system.errors import UserError, user_errors
+from fedloom.system.errors import UserError, reading, user_errors
 from fedloom.system.file_locks import OPENED, lock_for_process
 from fedloom.system.json_files import read_json
 from fedloom.system.manifest import LOCK
 
-State = Literal["finished", "running", "interrupted", "damaged"]
+State = Literal["finished", "running", "interrupted", "damaged", "unreadable"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,14 @@ class Listed:
 
     Attributes:
         folder: Its folder.
-        kind: "run" or "sweep".
+        kind: "run", "sweep", or "folder" for one that may not be read.
         state: Its state.
-        figure: Its main figure, or how much of it is done, or why it is damaged.
+        figure: Its main figure, or how much of it is done, or why it is damaged or unreadable.
         changed: When it last changed, in seconds since 1970.
     """
 
     folder: Path
-    kind: Literal["run", "sweep"]
+    kind: Literal["run", "sweep", "folder"]
     state: State
     figure: str
     changed: float
@@ -51,15 +50,22 @@ def list_runs(folder: Path) -> list[Listed]:
 
 
 def _below(folder: Path) -> Iterator[Listed]:
-    if (folder / SWEEP).is_file():
+    try:
+        with reading(folder):
+            inside = sorted(folder.iterdir())
+            files = {path.name for path in inside if path.is_file()}
+            folders = [path for path in inside if path.is_dir() and not path.is_symlink()]
+    except UserError as error:
+        yield Listed(folder, "folder", "unreadable", str(error), folder.stat().st_mtime)
+        return
+    if SWEEP in files:
         yield _sweep(folder)
-    elif (folder / EXPERIMENT).is_file():
+    elif EXPERIMENT in files:
         yield _run(folder)
     else:
-        with suppress(PermissionError):
-            for inner in sorted(folder.iterdir()):
-                if inner.is_dir() and not inner.is_symlink() and not inner.name.startswith("."):
-                    yield from _below(inner)
+        for inner in folders:
+            if not inner.name.startswith("."):
+                yield from _below(inner)
 
 
 def _run(folder: Path) -> Listed:

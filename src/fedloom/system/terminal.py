@@ -7,6 +7,8 @@ import shlex
 import textwrap
 from os import PathLike, fspath
 
+from rich.cells import cell_len, chop_cells
+
 WIDEST_LINE = 2_000
 """Most characters of a line that are shown; people write no longer lines."""
 
@@ -72,6 +74,44 @@ def wrap_line(line: str, width: int) -> str:
     return textwrap.fill(
         line, width, subsequent_indent=f"{start}    ", break_long_words=False, break_on_hyphens=False
     )
+
+
+def display_width(text: str) -> int:
+    """Return the columns that a text takes on a terminal: Chinese and Japanese characters take two each, accents none.
+
+    Example:
+        >>> display_width("cat"), display_width("\u732b"), display_width("cafe\u0301")
+        (3, 2, 4)
+    """
+    return cell_len(text)
+
+
+def pad(text: str, width: int, *, right: bool = False) -> str:
+    """Fill a text up with spaces to a number of columns, behind it, or before it if it stands at the right.
+
+    Example:
+        >>> pad("cat", 4), pad("\u732b", 4), pad("9", 4, right=True)
+        ('cat ', '猫  ', '   9')
+    """
+    spaces = " " * (width - display_width(text))
+    return spaces + text if right else text + spaces
+
+
+def wrap_cell(text: str, width: int) -> list[str]:
+    """Break a text at spaces, and words that are too long anywhere, into lines of at most `width` columns (≥ 2).
+
+    Example:
+        >>> wrap_cell("one two three", 8), wrap_cell("\u732b\u732b\u732b", 4), wrap_cell("", 8)
+        (['one two', 'three'], ['猫猫', '猫'], [''])
+    """
+    lines = [""]
+    for word in filter(None, text.split(" ")):
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if display_width(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines += chop_cells(word, width)
+    return lines if lines[0] or len(lines) == 1 else lines[1:]
 
 
 def printable_json(text: str) -> str:

@@ -29,7 +29,7 @@ from fedloom.types import Example
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "0"}
 ARTICLES = {"a", "an", "the"}
-_BUT_POINTS = r"(?:(?!(?<=\d)\.(?=\d))[\W_])+"
+_BUT_POINTS = r"(?:(?!(?<![^\W\d])\.(?=\d))[\W_])+"
 """Matches a run of punctuation, but no decimal point."""
 
 
@@ -37,8 +37,8 @@ def normalize(text: str) -> str:
     """Return a text in lower case without punctuation and articles, with number words as digits.
 
     Example:
-        >>> normalize("The two cats."), normalize("1,000.5 km"), normalize("Don't know!"), normalize("A")
-        ('2 cats', '1000.5 km', 'dont know', 'a')
+        >>> normalize("The two cats."), normalize("1,000.5 km"), normalize(".5"), normalize("Don't know!"), normalize("A")
+        ('2 cats', '1000.5 km', '.5', 'dont know', 'a')
     """
     lower = clean_text(text).lower()
     plain = re.sub(r"['’`]|(?<=\d),(?=\d)", "", lower)
