@@ -266,6 +266,40 @@ def test_an_aggregate_that_crashes_is_reported_with_its_place(tmp_path: Path) ->
         misshapen.apply(state, [Update(0, state.params, 1.0)])
 
 
+TWICE = """
+from fedloom.algorithms.algorithm import server
+from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.fedavg import averaging
+from fedloom.params import Params
+
+
+def aggregate(updates, state):
+    total = sum(update.weight for update in updates)
+    mean = Params.zeros(state.params.layout).flat
+    for update in updates:
+        mean += update.weight / total * update.delta.flat
+    return mean, {}
+
+
+ALGORITHMS = {
+    "twice": lambda *, lr=1.0: server(averaging(lr), aggregate),
+    "added": Entry(lambda: aggregate, "aggregate", about="."),
+    "around": Entry(lambda: lambda inner: lambda updates, state: inner(map(lambda one: one, updates), state), "wrapper", about="."),
+}
+"""
+
+
+@pytest.mark.parametrize("method", ["twice", "fedavg+added", "twice+around", "fedavg+added+around"])
+def test_an_aggregate_that_reads_the_stream_twice_is_told_so(method: str, tmp_path: Path) -> None:
+    """The second pass would find no updates, and a sum over them would be zero."""
+    experiment = load_experiment("smoke", [], [written(tmp_path, TWICE)])
+    parameters = Params.zeros(Layout.of({"w": (2,)}))
+    algorithm = compose(method.split("+"), Given(2), entries=experiment.entries)
+    updates = [Update(client, parameters, 1.0) for client in range(2)]
+    with pytest.raises(UserError, match=r"updates = list\(updates\)., mine.py, line 11"):
+        algorithm.apply(algorithm.init(parameters), updates)
+
+
 BROKEN = """
 import torch
 from fedloom.algorithms.aggregate import mean

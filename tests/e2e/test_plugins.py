@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom import Experiment, Plugins
+from fedloom.algorithms.algorithm import FederatedAlgorithm
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.cli.run_commands import app
-from fedloom.plugins import plugins
+from fedloom.plugins import code_digest
 from fedloom.run_log import RunLog
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
@@ -195,18 +196,19 @@ EXAMPLES = [
 def test_python_values_are_run_and_are_finished_for_this_process_only(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_code: None
 ) -> None:
-    def values() -> Plugins:
-        return Plugins.of(algorithms={"value": fedavg(lr=0.5)}, datasets={"listed": EXAMPLES})
-
-    def of(given: Plugins) -> Experiment:
+    def of(value: FederatedAlgorithm) -> Experiment:
+        given = Plugins.of(algorithms={"value": value}, datasets={"listed": EXAMPLES})
         return experiment(tiny_model, given, data={"name": "listed"}, methods=["value"])
 
-    result = fedloom.run(of(values()), tmp_path / "run", quiet=True)
+    half, whole = fedavg(lr=0.5), fedavg(lr=1.0)
+    result = fedloom.run(of(half), tmp_path / "run", quiet=True)
     assert result["scores"]["value"]["accuracy"] is not None
-    assert fedloom.run(of(values()), tmp_path / "run", quiet=True) == result
-    monkeypatch.setattr(plugins, "UNKNOWN", "without source, process another")
-    with pytest.raises(UserError, match="this has changed: code of value"):
-        fedloom.run(of(values()), tmp_path / "run", quiet=True)
+    assert fedloom.run(of(half), tmp_path / "run", quiet=True) == result
+    with pytest.raises(UserError, match="another experiment|this has changed: code of value"):
+        fedloom.run(of(whole), tmp_path / "run", quiet=True)
+    code_digest._number.cache_clear()  # as in another process
+    with pytest.raises(UserError, match="another experiment|this has changed: code of value"):
+        fedloom.run(of(half), tmp_path / "run", quiet=True)
     told = CliRunner().invoke(app, ["resume", str(tmp_path / "run"), "--quiet"])
     assert told.exit_code == 2 and "value, listed was a Python value" in told.output
 
@@ -219,7 +221,7 @@ def test_a_factory_with_source_is_finished_for_every_process(
         return experiment(tiny_model, given, data={"name": "listed"}, methods=["factory"])
 
     result = fedloom.run(of(EXAMPLES), tmp_path / "run", quiet=True)
-    monkeypatch.setattr(plugins, "UNKNOWN", "without source, process another")
+    code_digest._number.cache_clear()  # as in another process
     assert fedloom.run(of(EXAMPLES), tmp_path / "run", quiet=True) == result
     with pytest.raises(UserError, match="this has changed: training examples"):
         fedloom.run(

@@ -303,6 +303,22 @@ def test_several_runs_in_step_give_what_each_gives_by_itself() -> None:
         )
 
 
+def test_updates_that_an_aggregate_does_not_read_are_no_other_runs() -> None:
+    """An aggregate that takes the first update only changes neither who trains nor what runs in step with it give."""
+
+    def first(updates: Iterable[Update], state: ServerState) -> tuple[torch.Tensor, dict[str, float]]:
+        return next(iter(updates)).delta.flat.clone(), {}
+
+    logs: list[dict[str, Any]] = []
+    hasty = run_of("fedavg", (0, 1, 2), LONG, after_round=lambda now, log: logs.append(log))
+    hasty = replace(hasty, algorithm=hasty.algorithm._replace(aggregate=first))
+    other = run_of("fedavg", (3, 4), LONG)
+    site = site_of(make("fedavg", CLIENTS), LONG)
+    together = run_rounds([hasty, other], Plain(site))
+    assert all([one["client"] for one in log["clients"]] == [0, 1, 2] for log in logs) and logs
+    assert same(together[1], run_rounds([other], Plain(site))[0])
+
+
 def test_the_timers_explain_the_round() -> None:
     logs: list[dict] = []
     whole_run("fedavg", after_round=lambda now, log: logs.append(log))

@@ -139,7 +139,7 @@ class FederatedAlgorithm(NamedTuple):
             ValueError: There is no update, a client has two, or an update has another layout than the state or a weight
                 that is not finite and positive.
         """
-        return self.combine(state, ordered(updates, state.params.layout), self.aggregate)
+        return self.combine(state, OnePass(ordered(updates, state.params.layout)), self.aggregate)
 
     @property
     def personal(self) -> bool:
@@ -272,6 +272,31 @@ def _all(client: int) -> Part | None:
 
 def _plain(client: int) -> float:
     return 1.0
+
+
+class OnePass(Iterator[Update]):
+    """A stream of updates that refuses a second pass over it, in which a plain iterator would look like no updates.
+
+    Args:
+        updates: The stream.
+    """
+
+    def __init__(self, updates: Iterator[Update]) -> None:
+        self._updates, self._ended = updates, False
+
+    def __iter__(self) -> Iterator[Update]:
+        if self._ended:
+            raise ValueError(
+                "the updates were read before; they are a stream for one pass, so begin with `updates = list(updates)`"
+            )
+        return self
+
+    def __next__(self) -> Update:
+        update = next(self._updates, None)
+        if update is None:
+            self._ended = True
+            raise StopIteration
+        return update
 
 
 def ordered(updates: Iterable[Update], layout: Layout) -> Iterator[Update]:

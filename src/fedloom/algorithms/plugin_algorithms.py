@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import isfinite
 from typing import Any, cast
@@ -12,7 +12,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.algorithm import Budget, Extra, FederatedAlgorithm, ServerState, TooFew
+from fedloom.algorithms.algorithm import (
+    Budget,
+    Extra,
+    FederatedAlgorithm,
+    OnePass,
+    ServerState,
+    TooFew,
+)
 from fedloom.algorithms.entry import GIVEN, Entry
 from fedloom.algorithms.local_rule import Final, LocalRule, Second
 from fedloom.algorithms.own_answers import Interpolation, OwnAnswers
@@ -112,7 +119,8 @@ def guarded(name: str, entry: Entry) -> Entry:
                 "extras": _no_extras,
             }
             return made._replace(
-                **{key: _reported(name, getattr(made, key), check, key) for key, check in checks.items()}
+                aggregate=_reported(name, made.aggregate),
+                **{key: _reported(name, getattr(made, key), check, key) for key, check in checks.items()},
             )
         if entry.kind == "aggregate":
             return _reported(name, made, _no_aggregate)
@@ -128,7 +136,7 @@ Check = Callable[..., str | None]
 def _reported(
     name: str, act: Callable[..., Any], check: Check | None = None, part: str = "", then: Check | None = None
 ) -> Callable[..., Any]:
-    """Return a function whose exceptions, and whose wrong results, become one message.
+    """Return a function whose exceptions, wrong results, and second passes over updates become one message.
 
     Args:
         name: The entry's name.
@@ -141,7 +149,7 @@ def _reported(
     @functools.wraps(act)
     def checked(*args: Any) -> Any:
         try:
-            result = act(*args)
+            result = act(*(OnePass(one) if isinstance(one, Iterator) else one for one in args))
         except (UserError, TooFew):
             raise
         except (Exception, SystemExit) as error:

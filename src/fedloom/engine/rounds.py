@@ -290,11 +290,12 @@ def _round(
     else:
         try:
             after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
+            deque(accepted, maxlen=0)  # updates that the aggregate did not read are counted as well
             if run.algorithm.exchanges:
                 after = _where_reported(before.state, after, admission.reported)
             fault = _fault(after)
         except TooFew as error:
-            deque(accepted, maxlen=0)  # updates that the aggregate did not read are counted as well
+            deque(accepted, maxlen=0)
             fault = f"the updates were not aggregated, since {error}{_reasons(admission)}"
     # Without the minimum, a short run of which no round could be applied would end as if it had trained.
     last = min(MAX_UNAPPLIED_ROUNDS, run.schedule.rounds)

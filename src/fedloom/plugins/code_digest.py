@@ -6,33 +6,78 @@ import ast
 import hashlib
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 LIBRARIES = ("site-packages", "dist-packages")
 """Folders of installed packages."""
 
-PROCESS = uuid4().hex
-"""An identifier of this process, for code without a known source, which may differ in another process."""
-
-UNKNOWN = f"without source, process {PROCESS}"
-"""The digest of such code."""
+PLAIN = (bool, int, float, str, type(None))
+"""Types of arguments that are equal in every process if they look the same."""
 
 
 def source_digest(value: Callable[..., Any]) -> str:
     """Return the SHA-256 of the file that defines a function, and of the files of its own that it imports.
 
-    A file's own imports are modules of the same package, or modules next to a file that is in no package. Without such a
-    file, or for a closure, whose values are in no file, the digest is valid in this process only.
+    A file's own imports are modules of the same package, or modules next to a file that is in no package. Defaults of
+    arguments count as well, since one `def` can make functions with several. Without such a file, or for a function that
+    holds other values (a closure, a method of an object), the digest is `value_digest`.
     """
-    plain = inspect.unwrap(value)
+    chain: list[Any] = [value]
+    while hasattr(chain[-1], "__wrapped__"):
+        chain.append(chain[-1].__wrapped__)
     try:
-        file = Path(inspect.getsourcefile(plain) or "").resolve(strict=True)
+        file = Path(inspect.getsourcefile(chain[-1]) or "").resolve(strict=True)
+        holds = any(_holds_values(function, chain) for function in chain)
     except (OSError, TypeError, ValueError):
-        return UNKNOWN
-    return file_code_digest(file) if file.is_file() and not getattr(plain, "__closure__", None) else UNKNOWN
+        return value_digest(value)
+    defaults = [one for function in chain for one in _defaults(function)]
+    plain = all(isinstance(one, PLAIN) for default in defaults for one in _items(default))
+    if not file.is_file() or holds or not plain:
+        return value_digest(value)
+    digest = file_code_digest(file)
+    return hashlib.sha256(f"{digest} {defaults}".encode()).hexdigest() if defaults else digest
+
+
+def _defaults(function: Any) -> list[Any]:
+    """Return the defaults of a function's arguments."""
+    return [*(getattr(function, "__defaults__", None) or ()), *(getattr(function, "__kwdefaults__", None) or {}).items()]
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """Yield the values in a tuple, however deep, or the value itself."""
+    if not isinstance(value, tuple):
+        yield value
+        return
+    for one in cast("tuple[Any, ...]", value):
+        yield from _items(one)
+
+
+def _holds_values(function: Any, chain: Sequence[Any]) -> bool:
+    """Return whether a function is a method of an object, or a closure over anything but the function that it wraps.
+
+    Raises:
+        ValueError: It is a closure over a variable without a value yet.
+    """
+    cells = getattr(function, "__closure__", None) or ()
+    return inspect.ismethod(function) or any(all(cell.cell_contents is not one for one in chain) for cell in cells)
+
+
+def value_digest(value: Any) -> str:
+    """Return a digest of code whose source is not known: in this process that of the same value, and no other's anywhere."""
+    try:
+        number = _number(value)
+    except TypeError:  # it cannot be hashed, and so cannot be recognized
+        number = uuid4().hex
+    return f"without source, value {number}"
+
+
+@lru_cache(maxsize=1024)
+def _number(value: Hashable) -> str:
+    return uuid4().hex
 
 
 def file_code_digest(file: Path) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from fedloom.algorithms import PLACES
 from fedloom.algorithms.baselines import BASELINES
 from fedloom.algorithms.entry import Entry
-from fedloom.plugins.code_digest import UNKNOWN, file_code_digest, source_digest
+from fedloom.plugins.code_digest import file_code_digest, source_digest, value_digest
 from fedloom.plugins.import_file import find_line, import_file
 from fedloom.system.errors import UserError
 
@@ -289,9 +289,9 @@ KINDS: Mapping[str, Kind] = {
 
 
 def _code(value: Any) -> str:
-    """Return the digest of a Python value's code, or `UNKNOWN` if it is neither a function nor a factory."""
+    """Return the digest of a Python value's code; one that is neither a function nor a factory is known by itself only."""
     function = value.make if isinstance(value, Entry) else value
-    return source_digest(function) if callable(function) else UNKNOWN
+    return source_digest(function) if callable(function) else value_digest(function)
 
 
 class _Installed(Mapping[str, Any]):
@@ -345,7 +345,7 @@ def installed_code(kind: str, name: str) -> str:
     """
     point = next(iter(entry_points(group=f"fedloom.{kind}", name=name)))
     file = import_module(point.module).__file__
-    return file_code_digest(Path(file).resolve()) if file and file.endswith(".py") else UNKNOWN
+    return file_code_digest(Path(file).resolve()) if file and file.endswith(".py") else value_digest(point.value)
 
 
 INSTALLED = Plugins(**{kind: _Installed(kind) for kind in KINDS})

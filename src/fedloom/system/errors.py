@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent.parent
+_PYTHON = Path(os.__file__).parent
 
 _FULL = "no space is left on the disk; make room, or write elsewhere with --out"
 _DENIED = "permission is denied; change its permissions, or write elsewhere with --out"
@@ -98,6 +99,8 @@ def error_sentence(error: BaseException) -> str:
 def client_failure(error: BaseException) -> str:
     """Return a sentence that explains why a client sent no update: what failed, in which file and line.
 
+    The line is the innermost one of the user's own code, if there is any.
+
     Example:
         >>> client_failure(UserError("cat.png is damaged"))
         'cat.png is damaged'
@@ -106,8 +109,15 @@ def client_failure(error: BaseException) -> str:
     if message is not None:
         return message
     frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if _is_of_user(Path(frame.filename))] or frames
     place = f", {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     return f"{_type_and_message(error)}{place}"
+
+
+def _is_of_user(file: Path) -> bool:
+    """Return whether a file belongs neither to fedloom, nor to Python, nor to an installed package."""
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    return not installed and file.is_absolute() and not any(map(file.is_relative_to, (_PACKAGE, _PYTHON)))
 
 
 @contextmanager
