@@ -39,6 +39,23 @@ def whole(short: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return run, events, kinds
 
 
+def test_what_a_callback_does_with_an_event_changes_nothing(
+    short: Experiment, whole: Whole, tmp_path: Path
+) -> None:
+    def empty(event: Any) -> None:
+        for value in list(event.values()):
+            if isinstance(value, dict):
+                empty(value)
+        event.clear()
+
+    kinds = list[str]()
+    run = fedloom.run(
+        short, tmp_path / "run", quiet=True, callbacks=[empty, lambda event: kinds.append(event["kind"])]
+    )
+    assert kinds == whole[2], "the other callbacks get whole events"
+    assert run["scores"] == whole[0]["scores"] and run.scores.to_dicts() == whole[0].scores.to_dicts()
+
+
 class Stop(Exception):
     """An error of a user's own."""
 

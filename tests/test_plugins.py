@@ -7,7 +7,9 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -25,6 +27,7 @@ from fedloom.params import Layout, Params
 from fedloom.plugins.plugins import INSTALLED, Plugins, combine_plugins, read_plugin
 from fedloom.runs.run_identity import code
 from fedloom.system.errors import UserError
+from fedloom.tasks.metrics import collect
 from fedloom.tasks.score_answers import Answers, score
 from fedloom.types import DataSet, Example
 from fedloom.wire.messages import Update
@@ -461,16 +464,23 @@ BAD_DATA = {
     "no example": (lambda settings, seed: DataSet("", ("text",), ()), "holds a str where an Example belongs"),
     "question": (
         lambda settings, seed: DataSet("", (replace(EXAMPLES[0], question=5),), ()),
-        "the question of .* be text",
+        "example '0' of mine has the question 5; it must be text",
     ),
     "text": (
         lambda settings, seed: DataSet("", (replace(EXAMPLES[0], text=3),), ()),
-        "the text of example '0' .* be text",
+        "example '0' of mine has the text 3; it must be text or None",
     ),
     "image": (
         lambda settings, seed: DataSet("", (replace(EXAMPLES[0], image="a.png"),), ()),
-        "the image of example '0' of mine is a str; see docs/add-a-data-set.md",
+        "example '0' of mine has an image of type str; .*python_image makes",
     ),
+    "array": ([replace(EXAMPLES[0], image=np.zeros((8, 8, 3), np.uint8))], "an image of type ndarray"),
+    "label of text": ([replace(EXAMPLES[0], label="0")], "has the label '0'; it must be the index"),
+    "label of another": ([replace(EXAMPLES[0], label=1)], "has the answer 'a', but its label is that of 'b'"),
+    "options of text": ([replace(EXAMPLES[0], options="ab")], "has options 'ab'; they must be a tuple"),
+    "options of numbers": ([replace(EXAMPLES[0], options=(0, 1))], "has options that are no texts"),
+    "same options": ([replace(EXAMPLES[0], options=("a", "A "))], "differ only in case and space"),
+    "group": ([replace(EXAMPLES[0], group=0.5)], "has the group 0.5; it must be text"),
     "leaves": (lambda settings, seed: sys.exit(0), "the loader of mine fails: SystemExit"),
     "raises": (lambda settings, seed: [][1], "the loader of mine fails: IndexError.*test_plugins.py, line"),
 }
@@ -482,6 +492,48 @@ def test_mistakes_of_a_loader_are_reported_in_one_message(case: str) -> None:
     experiment = Experiment(plugins=[Plugins.of(datasets={"mine": load})], data={"name": "mine"})
     with pytest.raises(UserError, match=message):
         load_data(experiment.data, 0, experiment.datasets)
+
+
+def test_values_of_numpy_and_lists_in_examples_are_plain_ones() -> None:
+    def loaded(examples: list[Example]) -> DataSet:
+        experiment = Experiment(plugins=[Plugins.of(datasets={"mine": examples})], data={"name": "mine"})
+        return load_data(experiment.data, 0, experiment.datasets)
+
+    plain = [replace(one, group=str(one.label)) for one in EXAMPLES]
+    given = [
+        replace(one, label=np.int64(one.label), options=[*one.options], group=np.int64(one.label))  # type: ignore[arg-type]
+        for one in EXAMPLES
+    ]
+    assert repr(loaded(given)) == repr(loaded(plain))
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "message"),
+    [
+        (
+            "row",
+            lambda example, answer, scores: {}[answer],
+            "it fails for example '0': KeyError: 0, test_plugins.py",
+        ),
+        (
+            "result",
+            lambda rows: {"mine": sum(rows) / len(rows)},
+            "a result of no answers .* ZeroDivisionError",
+        ),
+        ("result", lambda rows: 0.5, "must have a score named 'mine' in its result"),
+    ],
+)
+def test_mistakes_of_a_metric_of_all_answers_are_reported_in_one_message(
+    form: str, value: Any, message: str
+) -> None:
+    functions = {
+        "row": lambda example, answer, scores: 1.0,
+        "result": lambda rows: {"mine": None},
+        "each": lambda rows: {"mine": [*rows]},
+    }
+    with pytest.raises(UserError, match=message):
+        metrics = Plugins.of(metrics={"mine": collect(**{**functions, form: value}, headline="mine")}).metrics
+        score(EXAMPLES[:1], Answers((0,), (None,)), metrics)
 
 
 def test_a_metric_is_the_mean_over_answers_and_unparsed_ones_get_zero() -> None:

@@ -39,7 +39,7 @@ def test_anything_else_is_no_experiment(value: Any, message: str, tmp_path: Path
         pass
 
 
-@pytest.mark.parametrize("track", [["tensorbord"], ["wandb", "tensorbord"], "tensorboard"])
+@pytest.mark.parametrize("track", [["tensorbord"], ["wandb", "tensorbord"], "tensorboard", None])
 def test_an_unknown_tracker_is_answered_with_the_one_that_was_meant(track: Any, tmp_path: Path) -> None:
     from fedloom.runs.followers import require_trackers
 
@@ -66,6 +66,54 @@ def test_plugins_of_a_sweep_are_files(tmp_path: Path) -> None:
         fedloom.sweep({**SETTINGS, "grid": {"seed": [0, 1]}}, plugins=[fedloom.Plugins.of()])  # type: ignore[list-item]
     with pytest.raises(UserError, match=r"none\.py"):
         fedloom.sweep({**SETTINGS, "grid": {"seed": [0, 1]}}, plugins=[tmp_path / "none.py"])
+
+
+GRID = {**SETTINGS, "grid": {"seed": [0, 1]}}
+WRONG = {
+    "out: expected a path, .* not 5": lambda out: fedloom.run("smoke", 5),
+    "out: expected a path, .* not ''": lambda out: fedloom.run("smoke", ""),
+    "folder: expected a path, .* not None": lambda out: fedloom.load_run(None),
+    "folder: expected a path, .* not 5": lambda out: fedloom.load_sweep(5),
+    "plugins: expected a list of paths": lambda out: fedloom.load_run(out, "mine.py"),
+    "plugins: expected a list of .* fedloom.Plugins": lambda out: fedloom.load_run(out, fedloom.Plugins.of()),
+    "out: expected a path, .* not 7": lambda out: fedloom.sweep(GRID, 7),
+    "changes must be a dict": lambda out: fedloom.sweep(GRID, out, changes=["train.lr=1"]),
+    "changes hold a value": lambda out: fedloom.sweep(GRID, out, changes={"train.lr": object()}),
+    "plugins must be a list": lambda out: fedloom.sweep(GRID, out, plugins=None),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_an_argument_of_another_kind_is_a_mistake(message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        WRONG[message](tmp_path / "run")  # type: ignore[no-untyped-call]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_home_folder_may_be_written_as_in_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """~ is the home folder wherever Python or a recipe gives a path, and never a folder of that name."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "rows.jsonl").write_text('{"question": "?", "answer": "a", "text": "t"}\n')
+    (home / "mine.py").write_text('METRICS = {"mine": lambda example, answer: 1.0}\n')
+    (home / "mine.json").write_text(fedloom.Experiment(**SETTINGS).to_json())
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    assert experiment_of("~/mine.json").name == "mine"
+    given = fedloom.Experiment(plugins=["~/mine.py"], model={"path": "~/model"}, data={"root": "~/data"})
+    assert given.plugins == (str(home / "mine.py"),)
+    assert (given.model.path, given.data.root) == (str(home / "model"), str(home / "data"))
+    for path in ("~/rows.jsonl", Path("~/rows.jsonl")):
+        experiment = fedloom.Experiment(data={"records": path, "test_share": 0.5})
+        assert experiment.datasets["given"].load.value == type(path)(home / "rows.jsonl")  # type: ignore[attr-defined]
+    for load in (fedloom.load_run, fedloom.load_sweep, fedloom.leaderboard):
+        with pytest.raises(UserError, match=str(home / "none")):
+            load("~/none")
+    with pytest.raises(UserError):
+        fedloom.sweep({**GRID, "data": {"name": "none"}}, "~/sweep", quiet=True)
+    assert [one.name for one in tmp_path.iterdir()] == ["home"]
 
 
 def test_a_sweep_is_loaded_from_its_folder(tiny_model: Path, tmp_path: Path) -> None:

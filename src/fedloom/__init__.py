@@ -100,11 +100,12 @@ def run(
     from fedloom.runs.run_folder import default_folder, discard, is_finished
     from fedloom.runs.single_run import run_experiment
     from fedloom.system.errors import user_errors
+    from fedloom.system.given_path import given_path
     from fedloom.system.progress import make_progress
 
     with user_errors():
         experiment = experiment_of(experiment)
-    folder = default_folder(experiment) if out is None else Path(out)
+        folder = default_folder(experiment) if out is None else given_path(out, "out")
     events = Callbacks(callbacks, folder)
     progress = make_progress(quiet, events.stage)
     try:

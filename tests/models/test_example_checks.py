@@ -155,6 +155,30 @@ def test_files_that_changed_since_they_were_listed_are_invalid_records(
     assert "image 'a.png' cannot be read" in checked.data.rejected[0].reason
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.full((24, 24, 3), 0.5, np.float32),
+        np.full((3, 24, 24), 9, np.uint8),
+        np.full((24, 24), 9, np.uint8),
+        [[1]],
+    ],
+)
+def test_pixels_of_another_form_are_never_misread(given: Any, tiny_model: Path) -> None:
+    """Fractions would be black, and channels that come first would be rows: both give features without an error."""
+
+    class Other:
+        key = "other"
+
+        def pixels(self) -> Any:
+            return given
+
+    vlm = load_vlm(str(tiny_model))
+    checked = check(vlm, example("other", image=Other()), example("good", image=Plain(8, 8)))
+    assert [one.id for one in checked.data.train] == ["good"]
+    assert "must be a numpy array of uint8 of shape [height, width, 3]" in checked.data.rejected[0].reason
+
+
 def test_a_spare_image_replaces_a_damaged_one(tiny_model: Path, tmp_path: Path) -> None:
     vlm = load_vlm(str(tiny_model))
     spare = (FileImage(tmp_path / "none.png"), Gone(), Plain(8, 8), Plain(9, 9))

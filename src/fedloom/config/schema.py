@@ -42,14 +42,14 @@ def _argument(value: Any) -> Any:
 
 
 def valid_path(path: str) -> str:
-    """Return a path, which must be valid in a file system."""
+    """Return a path, which must be valid in a file system; ~ is the user's home folder."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
         raise choice_error("a path cannot contain half of a surrogate pair") from None
     if "\0" in path:
         raise choice_error("a path cannot contain a null character")
-    return path
+    return os.path.expanduser(path)
 
 
 def _not_too_many(names: Any) -> Any:

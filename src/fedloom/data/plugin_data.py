@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from operator import index
 from typing import TYPE_CHECKING, Any
 
-from fedloom.data.duplicates import content_keys
+from fedloom.data.duplicates import content_keys, normalized_text
 from fedloom.data.loading import Loader, divide
 from fedloom.data.published_data_set import Source
 from fedloom.system.errors import UserError, client_failure
@@ -35,9 +35,12 @@ def plugin_loader(name: str, value: Any, tasks: Collection[str]) -> Loader:
     if isinstance(value, DataSet):
         return PluginLoader(name, _Constant(value), tasks)
     if isinstance(value, Sequence) and value and all(isinstance(example, Example) for example in value):
-        return PluginLoader(name, _Divided(tuple(value)), tasks)
+        return PluginLoader(name, _Divided(name, tuple(value), tasks), tasks)
     if not callable(value):
         kind = "an empty list" if value == [] else f"a value of type {type(value).__name__}"
+        if isinstance(value, list | tuple) and value:
+            other = next(one for one in value if not isinstance(one, Example))
+            kind = f"a list that holds a {type(other).__name__}"
         raise ValueError(
             f"must be a function (settings, seed) that returns a DataSet, a Source, a DataSet or a list of examples, not {kind}"
         )
@@ -78,43 +81,94 @@ class PluginLoader:
             raise UserError(
                 f"data: the loader of {self.name} must return a DataSet, not a {type(data).__name__}"
             )
-        parts = {part: tuple(getattr(data, part)) for part in ("train", "test", "validation")}
-        self._check([example for examples in parts.values() for example in examples])
-        return replace(data, name=self.name, **parts)
-
-    def _check(self, examples: Sequence[Any]) -> None:
+        parts = {
+            part: checked_examples(self.name, getattr(data, part), self.tasks)
+            for part in ("train", "test", "validation")
+        }
         ids = set[str]()
-        for example in examples:
-            if not isinstance(example, Example):
-                raise UserError(
-                    f"data: {self.name} holds a {type(example).__name__} where an Example belongs"
-                )
-            if wrong := [
-                name for name in ("id", "question", "answer") if not isinstance(getattr(example, name), str)
-            ]:
-                raise UserError(f"data: the {wrong[0]} of example {example.id!r} of {self.name} must be text")
-            if example.text is not None and not isinstance(example.text, str):
-                raise UserError(
-                    f"data: the text of example {example.id!r} of {self.name} must be text or None"
-                )
-            if isinstance(example.image, str | Path | bytes):
-                raise UserError(
-                    f"data: the image of example {example.id!r} of {self.name} is a {type(example.image).__name__}; "
-                    "see docs/add-a-data-set.md for images"
-                )
+        for example in (example for examples in parts.values() for example in examples):
             if example.id in ids:
                 raise UserError(f"data: {self.name} has two examples with the id {example.id!r}")
-            if example.task not in self.tasks:
-                raise UserError(
-                    f"data: example {example.id!r} of {self.name} has the task {example.task!r}; there are {', '.join(self.tasks)}"
-                )
-            if example.task == "choice" and (
-                example.label is None or not 0 <= example.label < len(example.options)
-            ):
-                raise UserError(
-                    f"data: example {example.id!r} of {self.name} needs options and the index of the right one as label"
-                )
             ids.add(example.id)
+        return replace(data, name=self.name, **parts)
+
+
+def checked_examples(name: str, examples: Iterable[Any], tasks: Collection[str]) -> tuple[Example, ...]:
+    """Return the examples of a data set, with options as a tuple and labels as plain numbers.
+
+    Args:
+        name: The data set's name.
+        examples: Its examples, as a plug-in gave them.
+        tasks: The tasks that an example may have.
+
+    Raises:
+        UserError: One is no example, or has a field of the wrong kind.
+    """
+    checked = list[Example]()
+    for example in examples:
+        if not isinstance(example, Example):
+            raise UserError(f"data: {name} holds a {type(example).__name__} where an Example belongs")
+        try:
+            plain = _plain(example)
+            reason = _mistake(plain, tasks)
+        except TypeError as error:
+            plain, reason = example, str(error)
+        if reason is not None:
+            raise UserError(f"data: example {example.id!r} of {name} {reason}")
+        checked.append(plain)
+    return tuple(checked)
+
+
+def _plain(example: Example) -> Example:
+    """Return an example whose options are a tuple, whose label is an int and whose group is text.
+
+    A list of options, labels of numpy and numbers of groups become these.
+
+    Raises:
+        TypeError: One cannot; the message ends a sentence that begins with the example.
+    """
+    options, label, group = example.options, example.label, example.group
+    if not isinstance(options, Sequence) or isinstance(options, str):
+        raise TypeError(f"has options {options!r:.40}; they must be a tuple of texts")
+    try:
+        label = None if label is None else index(label)
+    except TypeError:
+        raise TypeError(f"has the label {label!r:.40}; it must be the index of the right option") from None
+    try:
+        group = group if group is None or isinstance(group, str) else str(index(group))
+    except TypeError:
+        raise TypeError(f"has the group {group!r:.40}; it must be text") from None
+    return replace(example, options=tuple(options), label=label, group=group)
+
+
+def _mistake(example: Example, tasks: Collection[str]) -> str | None:
+    """Return what is wrong with an example, or None."""
+    for name in ("id", "question", "answer"):
+        if not isinstance(value := getattr(example, name), str):
+            return f"has the {name} {value!r:.40}; it must be text"
+    if not isinstance(example.text, str | None):
+        return f"has the text {example.text!r:.40}; it must be text or None"
+    for image in (*example.pictures, *example.spare):
+        if not isinstance(getattr(image, "key", None), str) or not callable(getattr(image, "pixels", None)):
+            kind = type(image).__name__
+            return (
+                f"has an image of type {kind}; an image has `key` and `pixels()`, and "
+                "fedloom.data.python_images.python_image makes one of a path, a PIL image or an array"
+            )
+    if example.task not in tasks:
+        return f"has the task {example.task!r}; there are {', '.join(tasks)}"
+    options, label = example.options, example.label
+    if not all(isinstance(option, str) for option in options):
+        return "has options that are no texts"
+    if example.task != "choice":
+        return None
+    if label is None or not 0 <= label < len(options):
+        return "needs options and the index of the right one as label"
+    if len(set(map(normalized_text, options))) < len(options):
+        return "has options that differ only in case and space"
+    if normalized_text(options[label]) != normalized_text(example.answer):
+        return f"has the answer {example.answer!r:.40}, but its label is that of {options[label]!r:.40}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -128,8 +182,11 @@ class _Constant:
 
 @dataclass(frozen=True)
 class _Divided:
+    name: str
     examples: tuple[Example, ...]
+    tasks: Collection[str]
 
     def __call__(self, settings: Data, seed: int) -> DataSet:
-        train, test = divide(self.examples, content_keys(self.examples), settings.test_share, seed)
+        examples = checked_examples(self.name, self.examples, self.tasks)
+        train, test = divide(examples, content_keys(examples), settings.test_share, seed)
         return DataSet("", train, test)

@@ -8,6 +8,7 @@ the cells of pandas that are missing, become plain values; class labels of a `da
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,6 +43,13 @@ MISSING = ("NAType", "NaTType")
 
 FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 """Endings of files of records."""
+
+
+def expanded(value: Any) -> Any:
+    """Return data; of a path that begins with ~, this is replaced by the user's home folder."""
+    if isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))
+    return value
 
 
 def is_python_data(value: Any) -> bool:
@@ -79,6 +87,7 @@ def examples_of(value: Any) -> DataSet:
     Raises:
         UserError: They are of another kind, or a file cannot be read.
     """
+    value = expanded(value)
     if isinstance(value, DataSet):
         return value
     if isinstance(value, Sequence) and value and all(isinstance(one, Example) for one in value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,7 +67,7 @@ def python_image(value: Any, what: str = "image") -> LazyImage:
     """
     value = _stored(value)
     if isinstance(value, str | Path):
-        image = fully_checked_image(Path(value))
+        image = fully_checked_image(Path(os.path.expanduser(value)))
         if isinstance(image, str):
             raise UserError(f"{what}: {value} is {image}")
         return image

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedloom.config.schema import Data
-from fedloom.data.python_data import PythonLoader, is_python_data
+from fedloom.data.python_data import PythonLoader, expanded, is_python_data
 from fedloom.plugins.plugins import Plugins
 from fedloom.types import DataSet, Example
 
@@ -24,12 +24,12 @@ def with_given_data(value: dict[str, Any]) -> dict[str, Any]:
         value: The values that Python gives, whose `data` are a section, or data in a form of `fedloom.data.python_data.KINDS`, or a section with
             such data under "records".
     """
-    data, settings = value.get("data"), dict[str, Any]()
+    data, settings = expanded(value.get("data")), dict[str, Any]()
     if isinstance(data, Mapping):
         if RECORDS not in data:
             return value
         settings = {key: inner for key, inner in data.items() if key != RECORDS}
-        data = data[RECORDS]
+        data = expanded(data[RECORDS])
     elif data is None or isinstance(data, Data) or not (isinstance(data, DataSet) or is_python_data(data)):
         return value
     examples = isinstance(data, list | tuple) and data and all(isinstance(one, Example) for one in data)

@@ -26,6 +26,7 @@ from fedloom.config.yaml_document import (
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.plugins_key import with_plugins
 from fedloom.system.errors import UserError
+from fedloom.system.given_path import given_path
 from fedloom.system.json_files import read_text
 from fedloom.system.terminal import shell_word
 
@@ -105,7 +106,7 @@ def experiment_of(value: Any) -> Experiment:
     if isinstance(value, Experiment):
         return value
     if isinstance(value, str | Path):
-        return load_experiment(str(value))
+        return load_experiment(str(given_path(value, "experiment")))
     if not isinstance(value, Mapping):
         kinds = "a fedloom.Experiment, the name of a recipe, a path, or a dict with the keys of an experiment"
         raise UserError(f"experiment: expected {kinds}, not a value of type {type(value).__name__}")

@@ -15,7 +15,7 @@ from fedloom.data.images import FileImage
 from fedloom.data.record_files import quoted
 from fedloom.models.batches import count_tokens, image_tokens
 from fedloom.models.decoder_inputs import max_positions
-from fedloom.models.load_model import Vlm
+from fedloom.models.load_model import Vlm, wrong_pixels
 from fedloom.models.memory_cache import SHARD
 from fedloom.models.text_only import TEXT_ONLY, without_images
 from fedloom.system.errors import is_of_accelerator
@@ -231,9 +231,12 @@ def _why_not_encodable(vlm: Vlm, image: LazyImage) -> str | None:
     """Encode one image by itself; return the reason of a failure, or None."""
     name = _name(image)
     try:
-        height, width = image.pixels().shape[:2]
+        pixels = image.pixels()
     except Exception as error:
         return f"{name} cannot be read ({_short_message(error)})"
+    if (reason := wrong_pixels(pixels)) is not None:
+        return f"{name} cannot be used: {reason}"
+    height, width = pixels.shape[:2]
     try:
         vlm.encode_images([image])
     except Exception as error:

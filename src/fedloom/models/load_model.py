@@ -167,8 +167,27 @@ class Vlm:
 
 
 def _with_clear_channels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Enlarge each pixel to 8 × 8 if image processors would mistake the rows of [H, W, 3] for channels."""
+    """Enlarge each pixel to 8 × 8 if image processors would mistake the rows of [H, W, 3] for channels.
+
+    Raises:
+        UserError: The pixels of a plug-in's image have another form, which image processors would misread.
+    """
+    if (reason := wrong_pixels(pixels)) is not None:
+        raise UserError(reason)
     return pixels.repeat(8, 0).repeat(8, 1) if pixels.shape[0] in (1, 3, 4) else pixels
+
+
+def wrong_pixels(pixels: Any) -> str | None:
+    """Return why pixels do not have the form of `LazyImage.pixels`, or None."""
+    dtype, shape = getattr(pixels, "dtype", None), getattr(pixels, "shape", ())
+    if isinstance(pixels, np.ndarray) and dtype == np.uint8 and len(shape) == 3 and shape[2] == 3:
+        return None
+    kind = (
+        f"{dtype} of shape {list(shape)}"
+        if isinstance(pixels, np.ndarray)
+        else f"of type {type(pixels).__name__}"
+    )
+    return f"its pixels are {kind}; they must be a numpy array of uint8 of shape [height, width, 3]"
 
 
 def rest_encoder(vlm: Vlm) -> None:

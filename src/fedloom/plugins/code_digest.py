@@ -44,7 +44,10 @@ def source_digest(value: Callable[..., Any]) -> str:
 
 def _defaults(function: Any) -> list[Any]:
     """Return the defaults of a function's arguments."""
-    return [*(getattr(function, "__defaults__", None) or ()), *(getattr(function, "__kwdefaults__", None) or {}).items()]
+    return [
+        *(getattr(function, "__defaults__", None) or ()),
+        *(getattr(function, "__kwdefaults__", None) or {}).items(),
+    ]
 
 
 def _items(value: Any) -> Iterator[Any]:
@@ -63,7 +66,9 @@ def _holds_values(function: Any, chain: Sequence[Any]) -> bool:
         ValueError: It is a closure over a variable without a value yet.
     """
     cells = getattr(function, "__closure__", None) or ()
-    return inspect.ismethod(function) or any(all(cell.cell_contents is not one for one in chain) for cell in cells)
+    return inspect.ismethod(function) or any(
+        all(cell.cell_contents is not one for one in chain) for cell in cells
+    )
 
 
 def value_digest(value: Any) -> str:

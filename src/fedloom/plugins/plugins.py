@@ -345,7 +345,9 @@ def installed_code(kind: str, name: str) -> str:
     """
     point = next(iter(entry_points(group=f"fedloom.{kind}", name=name)))
     file = import_module(point.module).__file__
-    return file_code_digest(Path(file).resolve()) if file and file.endswith(".py") else value_digest(point.value)
+    return (
+        file_code_digest(Path(file).resolve()) if file and file.endswith(".py") else value_digest(point.value)
+    )
 
 
 INSTALLED = Plugins(**{kind: _Installed(kind) for kind in KINDS})

@@ -13,6 +13,7 @@ from fedloom.runs.run_folder import REPORT, Plugged, is_finished
 from fedloom.runs.typed_table import Table
 from fedloom.runs.write_pages import write_pages
 from fedloom.system.errors import UserError
+from fedloom.system.given_path import given_path
 from fedloom.system.terminal import shell_word
 from fedloom.tasks.predictions import PREDICTIONS, Prediction, read_predictions
 
@@ -186,8 +187,9 @@ class FinishedRun(ResultFolder):
         """Return the path of the run's report; with `out`, write the report anew, there."""
         if out is None:
             return self.folder / REPORT
-        write_pages(self.folder, Path(out))
-        return Path(out)
+        file = given_path(out, "out")
+        write_pages(self.folder, file)
+        return file
 
     @cached_property
     def _files(self) -> Run:
@@ -213,7 +215,9 @@ def load_run(folder: Path | str, plugins: Plugged = ()) -> FinishedRun:
     Raises:
         UserError: The folder holds no finished run, or a file of it is damaged.
     """
-    folder = Path(folder)
+    folder = given_path(folder, "folder")
+    if not isinstance(plugins, list | tuple):
+        raise UserError("plugins: expected a list of paths of Python files or of fedloom.Plugins")
     if folder.is_dir() and (folder / "sweep.json").is_file():
         raise UserError(
             f"{folder} is a sweep; load it with fedloom.load_sweep, or one of the runs in {folder / 'cells'}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fedloom.config.yaml_document import read_document
 from fedloom.experiment.grid import load_grid
@@ -17,6 +18,7 @@ from fedloom.runs.run_folder import REPORT, RESULT
 from fedloom.runs.sweep import default_sweep_folder, run_sweep
 from fedloom.runs.typed_table import Table
 from fedloom.system.errors import UserError
+from fedloom.system.given_path import given_path
 from fedloom.system.json_files import read_json
 from fedloom.system.progress import make_passing_progress
 
@@ -94,7 +96,7 @@ def load_sweep(folder: Path | str) -> FinishedSweep:
     Raises:
         UserError: The folder holds no sweep with a result, or a file of it is damaged.
     """
-    folder = Path(folder)
+    folder = given_path(folder, "folder")
     if (folder / "experiment.json").is_file():
         raise UserError(f"{folder} is a single run; load it with fedloom.load_run")
     if not (folder / STATE).is_file():
@@ -104,6 +106,21 @@ def load_sweep(folder: Path | str) -> FinishedSweep:
             f"{folder} holds a sweep that is not finished; the same call of fedloom.sweep continues it"
         )
     return FinishedSweep(folder, read_json(folder / RESULT, {"cells": list}))
+
+
+def _changes(changes: Any) -> list[str]:
+    """Return changes as the command line gives them."""
+    if not isinstance(changes, Mapping):
+        raise UserError(
+            "fedloom.sweep: changes must be a dict from keys to values, such as {'train.lr': 3e-4}"
+        )
+    try:
+        return [
+            f"{key}={json.dumps(os.fspath(value) if isinstance(value, Path) else value)}"
+            for key, value in cast("Mapping[str, Any]", changes).items()
+        ]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"fedloom.sweep: changes hold a value that is no plain data ({error})") from None
 
 
 def sweep(
@@ -123,7 +140,7 @@ def sweep(
             f"fedloom.sweep: expected the name of a recipe, a path, or a dict with `grid`, not a value of type "
             f"{type(recipe).__name__}; the settings of an Experiment as a dict are .model_dump(mode='json', exclude_unset=True)"
         )
-    if isinstance(plugins, str) or not all(isinstance(plugin, str | Path) for plugin in plugins):
+    if not isinstance(plugins, list | tuple) or not all(isinstance(plugin, str | Path) for plugin in plugins):
         raise UserError(
             "fedloom.sweep: plugins must be a list of paths of Python files, which every cell reads again"
         )
@@ -136,10 +153,10 @@ def sweep(
             ) from None
         source = read_document(text, "the grid")
     else:
-        source = str(recipe)
-    given = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+        source = str(given_path(recipe, "recipe"))
+    given = _changes(changes)
     grid = load_grid(source, given, [str(plugin) for plugin in plugins], quick=quick)
-    folder = default_sweep_folder(grid) if out is None else Path(out)
+    folder = default_sweep_folder(grid) if out is None else given_path(out, "out")
 
     def tell(line: str) -> None:
         if not quiet:

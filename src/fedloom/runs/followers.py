@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -73,7 +74,7 @@ class Callbacks:
         """Call all callbacks with an event, in their order."""
         for callback in self._callbacks:
             try:
-                callback(event)
+                callback(deepcopy(event))  # which it may change
             except Exception as error:
                 name = getattr(callback, "__qualname__", type(callback).__qualname__)
                 error.add_note(
@@ -241,8 +242,9 @@ def require_trackers(names: Sequence[str]) -> None:
     Raises:
         UserError: A name is unknown, or its library is not installed.
     """
-    if isinstance(names, str):
-        raise UserError(f"track: expected a list of names, such as [{names!r}]")
+    if not isinstance(names, list | tuple):
+        example = names if isinstance(names, str) else next(iter(TRACKERS))
+        raise UserError(f"track: expected a list of names, such as [{example!r}]")
     for name in names:
         if name not in TRACKERS:
             raise UserError(f"track: {unknown_name('tracker', str(name), tuple(TRACKERS))}")

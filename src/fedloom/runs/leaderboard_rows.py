@@ -11,6 +11,7 @@ from fedloom.report.leaderboard import Board, boards
 from fedloom.runs.leaderboard_results import read_results
 from fedloom.runs.typed_table import Table
 from fedloom.system.errors import UserError
+from fedloom.system.given_path import given_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def leaderboard(folders: Sequence[Path | str] | Path | str) -> Leaderboard:
     given = [folders] if isinstance(folders, str | Path) else folders
     if not isinstance(given, Sequence) or not all(isinstance(folder, str | Path) for folder in given):
         raise UserError(f"folders: expected a folder or a list of folders, not {folders!r}")
-    results, skipped = read_results([Path(folder) for folder in given])
+    results, skipped = read_results([given_path(folder, "folders") for folder in given])
     left_out = (SkippedRun(str(folder), reason) for folder, reason in skipped)
     return Leaderboard(Table(Standing, _standings(boards(results))), Table(SkippedRun, left_out))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from math import isfinite
 from typing import Any
@@ -54,9 +54,15 @@ def plugin_metric(name: str, value: Any) -> Metric:
             'must have another name: names that end in "_published" belong to scores of published code'
         )
     if isinstance(value, Metric):
-        if name not in value.result(value.zero):
+        try:
+            empty: Any = value.result(value.zero)
+        except (Exception, SystemExit) as error:
+            raise ValueError(
+                f"must have a result of no answers too, such as {{{name!r}: None}}; it fails: {client_failure(error)}"
+            ) from error
+        if not isinstance(empty, Mapping) or name not in empty:
             raise ValueError(f"must have a score named {name!r} in its result, also of no answers")
-        return value._replace(result=_checked_result(name, value.result))
+        return value._replace(add=_checked_add(name, value), result=_checked_result(name, value.result))
     if not callable(value):
         raise ValueError(
             f"must be a function (example, answer) that returns a number from 0 to 1, or a Metric, not a value of type "
@@ -72,6 +78,18 @@ def plugin_metric(name: str, value: Any) -> Metric:
         return {name: [0.0 if row is None else row[0] for row in state]}
 
     return collect(grade, lambda state: {name: mean(each(state)[name])}, each, name)
+
+
+def _checked_add(name: str, metric: Metric) -> Callable[..., Rows]:
+    def checked(state: Rows, example: Example, *answer: Any) -> Rows:
+        try:
+            return metric.add(state, example, *answer)
+        except (Exception, SystemExit) as error:
+            raise UserError(
+                f"metric {name}: it fails for example {example.id!r}: {client_failure(error)}"
+            ) from error
+
+    return checked
 
 
 def _checked_grade(name: str, grade: Callable[..., Any]) -> Grade:
