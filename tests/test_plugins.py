@@ -5,18 +5,23 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import fedloom
 from fedloom.algorithms import ENTRIES
-from fedloom.algorithms.algorithm import LocalWork
+from fedloom.algorithms.algorithm import LocalWork, ServerState, server
 from fedloom.algorithms.compose import Given, compose
+from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.fedavg import averaging, fedavg
+from fedloom.algorithms.local_rule import LocalRule, Second
 from fedloom.cli.run_commands import app
 from fedloom.data import DATASETS, load_data
 from fedloom.experiment.experiment import Experiment
@@ -24,12 +29,12 @@ from fedloom.experiment.grid import load_grid
 from fedloom.experiment.recipes import load_experiment
 from fedloom.models.family_table import FAMILIES
 from fedloom.params import Layout, Params
-from fedloom.plugins.plugins import INSTALLED, Plugins, combine_plugins, read_plugin
+from fedloom.plugins.plugins import INSTALLED, Layered, Plugins, combine_plugins, read_plugin
 from fedloom.runs.run_identity import code
 from fedloom.system.errors import UserError
 from fedloom.tasks.metrics import collect
 from fedloom.tasks.score_answers import Answers, score
-from fedloom.types import DataSet, Example
+from fedloom.types import Broadcast, DataSet, Example, Tensors
 from fedloom.wire.messages import Update
 
 ALGORITHM = '''
@@ -387,6 +392,67 @@ def test_wrong_results_of_an_algorithm_are_reported_in_one_message(
         algorithm.broadcast(state)
         algorithm.extras(LocalWork(2, 1, 1.0))
         algorithm.apply(state, [Update(0, parameters, 1.0)])
+
+
+def in_place(sent: Broadcast, memory: Tensors) -> Tensors:
+    sent.params.flat.mul_(0.5)
+    return {}
+
+
+def remembering(sent: Broadcast, memory: Tensors) -> Tensors:
+    return {name: value.add_(1.0) for name, value in memory.items()}
+
+
+RULES = {
+    "begin must return a dict from names to tensors, not int": {"begin": lambda *_: 5},
+    "begin must return .*, not {'a': int}": {"begin": lambda *_: {"a": 1}},
+    "begin changes a tensor that it is given in place": {"begin": in_place},
+    "begin changes .* in place": {"begin": remembering},
+    "correct must return a tensor and a dict .*, not Tensor": {"correct": lambda grads, *_: grads},
+    "correct changes .* in place": {"correct": lambda grads, params, carry: (grads, {"w": params.mul_(0.9)})},
+    "penalize must return a tensor and a dict": {"penalize": lambda grads, params, carry: (1.0, carry)},
+    "finish must return a dict .* and a dict .*, not None": {"finish": lambda *_: None},
+    "finish must return .*, not .{}, {'a': list}": {"finish": lambda *_: ({}, {"a": [1.0]})},
+    "start must return a tensor, not None": {"start": lambda *_: None},
+    "own must return a tensor, not .Tensor, {}": {"own": lambda params, carry: (params, carry)},
+}
+
+
+@pytest.mark.parametrize("where", ["rule", "server", "second"])
+@pytest.mark.parametrize("message", RULES)
+def test_wrong_results_of_a_local_rule_are_named(message: str, where: str) -> None:
+    """A client is missing with the reason; what was sent to it belongs to other clients too, and must stay as it is."""
+    rule = LocalRule(**RULES[message])  # type: ignore[arg-type]
+    made = {
+        "rule": Entry(lambda: rule, "rule", about="."),
+        "server": lambda: fedavg()._replace(local=rule),
+        "second": lambda: fedavg()._replace(second=Second("own", rule)),
+    }[where]
+    entries = Layered(ENTRIES, Plugins.of(algorithms={"mine": made}).algorithms)
+    algorithm = compose(["fedavg", "mine"] if where == "rule" else ["mine"], Given(1), entries=entries)
+    used = algorithm.second.rule if algorithm.second else algorithm.local
+    sent, flat = Broadcast(Params.zeros(Layout.of({"w": (2,)}))), torch.ones(2)
+    memory = {"1.a": torch.ones(2)}  # as a chain names it
+    with pytest.raises(UserError, match=f"mine: its {message}"):
+        carry = used.begin(sent, memory)
+        for change in (used.penalize, used.correct):
+            _, carry = change(torch.ones(2), flat, carry)
+        used.finish(carry, 1)
+        for choose, given in ((used.start, sent), (used.own, flat)):
+            assert choose is None or choose(given, {}) is None  # type: ignore[arg-type]
+
+
+def test_a_server_that_changes_its_state_in_place_is_told_so() -> None:
+    def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[torch.Tensor, dict[str, float]]:
+        state.params.flat.add_(1.0)
+        return next(iter(updates)).delta.flat, {}
+
+    mine = (
+        Plugins.of(algorithms={"mine": lambda: server(averaging(1.0), aggregate)}).algorithms["mine"].make()
+    )
+    state = mine.init(Params.zeros(Layout.of({"w": (2,)})))
+    with pytest.raises(UserError, match=r"mine: .* changes a tensor that it is given in place"):
+        mine.apply(state, [Update(0, state.params, 1.0)])
 
 
 @pytest.mark.parametrize(

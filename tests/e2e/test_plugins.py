@@ -204,10 +204,10 @@ def test_python_values_are_run_and_are_finished_for_this_process_only(
     result = fedloom.run(of(half), tmp_path / "run", quiet=True)
     assert result["scores"]["value"]["accuracy"] is not None
     assert fedloom.run(of(half), tmp_path / "run", quiet=True) == result
-    with pytest.raises(UserError, match="another experiment|this has changed: code of value"):
+    with pytest.raises(UserError, match=r"another experiment|this has changed: code of value"):
         fedloom.run(of(whole), tmp_path / "run", quiet=True)
     code_digest._number.cache_clear()  # as in another process
-    with pytest.raises(UserError, match="another experiment|this has changed: code of value"):
+    with pytest.raises(UserError, match=r"another experiment|this has changed: code of value"):
         fedloom.run(of(half), tmp_path / "run", quiet=True)
     told = CliRunner().invoke(app, ["resume", str(tmp_path / "run"), "--quiet"])
     assert told.exit_code == 2 and "value, listed was a Python value" in told.output

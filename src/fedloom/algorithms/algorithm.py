@@ -183,7 +183,10 @@ def server(
             right = list(state.params.flat.shape)
             raise ValueError(f"an aggregate made a delta of shape {list(delta.shape)}; it must be {right}")
         figures = {"delta_norm": norm(delta), **figures}
-        flat, slots, more = step.move(state, delta)
+        moved = step.move(state, delta)
+        if len(moved) != 3:
+            raise ValueError("the move of a Step must return the next values, slots and figures")
+        flat, slots, more = moved
         return ServerState(state.params.with_flat(flat), state.round + 1, slots), {**figures, **more}
 
     return FederatedAlgorithm(init, sent, combine, local, extras, aggregate)

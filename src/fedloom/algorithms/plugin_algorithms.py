@@ -24,6 +24,7 @@ from fedloom.algorithms.entry import GIVEN, Entry
 from fedloom.algorithms.local_rule import Final, LocalRule, Second
 from fedloom.algorithms.own_answers import Interpolation, OwnAnswers
 from fedloom.algorithms.personal_values import PersonalValues
+from fedloom.algorithms.plugin_rules import IN_PLACE, guarded_rule, has_changed, versions
 from fedloom.algorithms.prompt_part import VARIANTS as PROMPT_VARIANTS
 from fedloom.system.errors import UserError, client_failure
 from fedloom.types import Broadcast
@@ -120,13 +121,23 @@ def guarded(name: str, entry: Entry) -> Entry:
             }
             return made._replace(
                 aggregate=_reported(name, made.aggregate),
+                local=guarded_rule(name, made.local),
+                second=made.second and _with_guarded_rule(name, made.second),
                 **{key: _reported(name, getattr(made, key), check, key) for key, check in checks.items()},
             )
+        if entry.kind == "rule":
+            return guarded_rule(name, made)
+        if entry.kind == "pass":
+            return _with_guarded_rule(name, made)
         if entry.kind == "aggregate":
             return _reported(name, made, _no_aggregate)
         return _reported(name, made, then=_no_aggregate) if entry.kind == "wrapper" else made
 
     return replace(entry, make=make)
+
+
+def _with_guarded_rule(name: str, second: Second) -> Second:
+    return second._replace(rule=guarded_rule(name, second.rule))
 
 
 Check = Callable[..., str | None]
@@ -148,12 +159,15 @@ def _reported(
 
     @functools.wraps(act)
     def checked(*args: Any) -> Any:
+        before = versions(args)
         try:
             result = act(*(OnePass(one) if isinstance(one, Iterator) else one for one in args))
         except (UserError, TooFew):
             raise
         except (Exception, SystemExit) as error:
             raise UserError(f"{name} fails: {client_failure(error)}") from error
+        if has_changed(before):
+            raise UserError(f"{name}: {f'its {part}' if part else 'it'} {IN_PLACE}")
         if then is not None:
             if not callable(result):
                 raise UserError(f"{name} must return an aggregate, not a {type(result).__name__}")
@@ -232,7 +246,7 @@ def _no_figures(figures: Any) -> str | None:
         return f"must return figures as a dict from names to numbers, not a {type(figures).__name__}"
     for name, value in cast("Mapping[Any, Any]", figures).items():
         if not isinstance(name, str) or not isinstance(value, int | float):
-            return f"returns {value!r:.40} as the figure {name!r}, which must be a number"
+            return f"returns {value!r:.40} as the figure {name!r}, which must be a number, such as float(x)"
     return None
 
 
