@@ -159,6 +159,19 @@ def test_a_plugin_that_has_moved_is_the_same_and_a_missing_one_is_named(
     assert run(experiment(tiny_model, Path(moved) / "mine.py"), tmp_path / "run") == result
 
 
+def test_what_a_plugin_prints_is_no_part_of_the_result(tiny_model: Path, mine: Path, tmp_path: Path) -> None:
+    mine.write_text(
+        mine.read_text().replace(
+            "lambda example, answer: float(", "lambda example, answer: print('noise') or float("
+        )
+    )
+    recipe = tmp_path / "mine.json"
+    recipe.write_text(experiment(tiny_model, mine, methods=["zero-shot"]).to_json())
+    told = CliRunner().invoke(app, ["run", str(recipe), "--out", str(tmp_path / "run"), "--json", "--quiet"])
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["metrics"] == ["first_letter"] and "noise" in told.stderr
+
+
 def test_worker_processes_have_plugins_too(tiny_model: Path, mine: Path, tmp_path: Path) -> None:
     alone = run(experiment(tiny_model, mine), tmp_path / "alone")
     both = run(experiment(tiny_model, mine, engine={"workers": 2, "side_by_side": 1}), tmp_path / "both")

@@ -161,7 +161,9 @@ def _reported(
     def checked(*args: Any) -> Any:
         before = versions(args)
         try:
-            result = act(*(OnePass(one) if isinstance(one, Iterator) else one for one in args))
+            result = act(
+                *(OnePass(cast("Iterator[Any]", one)) if isinstance(one, Iterator) else one for one in args)
+            )
         except (UserError, TooFew):
             raise
         except (Exception, SystemExit) as error:

@@ -55,8 +55,10 @@ def _checked(name: str, part: str, act: Callable[..., Any]) -> Callable[..., Any
         result = act(*args)
         if has_changed(before):
             raise UserError(f"{name}: its {part} {IN_PLACE}")
-        values: tuple[Any, ...] = (result,) if len(right) == 1 else result
-        if not isinstance(values, tuple) or len(values) != len(right) or not all(map(_is, values, right)):
+        several = len(right) > 1
+        values = cast("tuple[Any, ...]", result) if several else (result,)
+        fine = isinstance(result, tuple) or not several
+        if not fine or len(values) != len(right) or not all(map(_is, values, right)):
             raise UserError(f"{name}: its {part} must return {' and '.join(right)}, not {_shown(result)}")
         return result
 
