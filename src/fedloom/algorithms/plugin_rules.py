@@ -60,7 +60,7 @@ def _checked(name: str, part: str, act: Callable[..., Any]) -> Callable[..., Any
         fine = isinstance(result, tuple) or not several
         if not fine or len(values) != len(right) or not all(map(_is, values, right)):
             raise UserError(f"{name}: its {part} must return {' and '.join(right)}, not {_shown(result)}")
-        return result
+        return cast(Any, result)
 
     return checked
 
