@@ -162,7 +162,7 @@ class _Node:
             min(2 * self._pause, LONGEST_PAUSE) if lived < self._pause + STABLE_SECONDS else RESTART_SECONDS
         )
         host, _, port = self._server.rpartition(":")
-        problem = connection_problem(host, int(port), self._options.security)
+        problem = connection_problem(host.strip("[]"), int(port), self._options.security)
         reason = f"; {problem}" if problem else last_lines(self._options.folder / FLOWER / "supernode.log", 3)
         self._message(f"Flower's SuperNode ended{reason}; it is started again")
         stop(self._process)
