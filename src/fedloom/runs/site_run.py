@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -271,7 +272,12 @@ def _evaluate(site: Site, allow: Allow, folder: Path, adapters: Path, question: 
             export_adapter(site.tuned, site.model(question), adapters / question.method)
     scores = score(examples, answers)
     tasks = {task: _allowed_scores(allow, of_task) for task, of_task in scores["tasks"].items()}
-    return {"examples": len(examples), "scores": {**_allowed_scores(allow, scores), "tasks": tasks}}
+    counts = dict(Counter(example.task for example in examples))
+    return {
+        "examples": len(examples),
+        "counts": counts,
+        "scores": {**_allowed_scores(allow, scores), "tasks": tasks},
+    }
 
 
 def _allowed_scores(allow: Allow, scores: Mapping[str, Any]) -> dict[str, Any]:
