@@ -62,6 +62,18 @@ def test_missing_keys_are_named(side: list[str]) -> None:
     assert "nowhere/ca.crt is missing" in " ".join(result.output.split())
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("flwr") is None,
+    reason="Flower is not installed; `pip install 'fedloom[flower]'`",
+)
+def test_missing_data_are_named_before_the_server_is_asked() -> None:
+    runner = CliRunner()
+    with runner.isolated_filesystem():
+        result = runner.invoke(app, [*SITE, *HERE, "--data", "data/nroth"])
+    assert result.exit_code == 2
+    assert "--data: data/nroth does not exist" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("host", "here"),
     [

@@ -101,10 +101,12 @@ def run_site(options: SiteOptions, message: Callable[[str], None]) -> None:
         message: Shows a line of text.
 
     Raises:
-        UserError: Flower is not installed, its SuperNode does not run, or another process uses the site's folder.
+        UserError: Flower is not installed, there are no data, or another process uses the site's folder.
     """
     require_flower()
     _read_allow(options)  # so that a mistake in it is reported before the first request
+    if options.data is not None and not options.data[1].exists():
+        raise UserError(f"--data: {options.data[1]} does not exist; give the folder of this site's own data")
     options.folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(options.folder), listen(options.socket) as (listener, socket):
         over = list[bool]()
