@@ -7,8 +7,9 @@ import importlib.util
 import pytest
 from typer.testing import CliRunner
 
-from fedloom.cli.federation_commands import is_loopback
+from fedloom.cli.federation_commands import is_loopback, parse_address
 from fedloom.cli.run_commands import app
+from fedloom.engine.server_check import join_address
 
 SERVER = ["server", "smoke", "--out", "out"]
 SITE = ["site", "--name", "north"]
@@ -36,6 +37,11 @@ HERE = ["--server", "127.0.0.1:8470", "--insecure"]
         ([*SITE, *HERE, "--clients", "a"], "--clients: 'a' is not a list of numbers"),
         ([*SITE[:2], "a/b", *HERE, "--clients", "0"], "--name: use at most 80 letters"),
         (["doctor", "--server", "8470"], "--server: '8470' is not HOST:PORT"),
+        (["doctor", "--server", "fed.example.org"], "is not HOST:PORT"),
+        (["doctor", "--server", "https://fed.example.org:8470"], "leave the scheme and the path out"),
+        (["doctor", "--server", "::1"], "an IPv6 address is in brackets"),
+        (["doctor", "--server", "fd00::7:8470"], "an IPv6 address is in brackets"),
+        (["doctor", "--server", "[::1]:70000"], "is not HOST:PORT"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -56,13 +62,25 @@ def test_missing_keys_are_named(side: list[str]) -> None:
     assert "nowhere/ca.crt is missing" in " ".join(result.output.split())
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("flwr") is None,
+    reason="Flower is not installed; `pip install 'fedloom[flower]'`",
+)
+def test_missing_data_are_named_before_the_server_is_asked() -> None:
+    runner = CliRunner()
+    with runner.isolated_filesystem():
+        result = runner.invoke(app, [*SITE, *HERE, "--data", "data/nroth"])
+    assert result.exit_code == 2
+    assert "--data: data/nroth does not exist" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("host", "here"),
     [
         ("localhost", True),
         ("127.0.0.1", True),
         ("127.8.0.1", True),
-        ("[::1]", True),
+        ("::1", True),
         ("0.0.0.0", False),
         ("fed.example.org", False),
         ("localhost.example.org", False),
@@ -70,3 +88,10 @@ def test_missing_keys_are_named(side: list[str]) -> None:
 )
 def test_only_addresses_of_the_loopback_device_are_this_machine(host: str, here: bool) -> None:
     assert is_loopback(host) == here
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8470", "fed.example.org:1", "[::1]:8470", "[fd00::7]:65535"])
+def test_an_address_is_what_its_parts_give(address: str) -> None:
+    host, port = parse_address(address, "--server")
+    assert join_address(host, port) == address
+    assert "[" not in host, "the system knows no brackets"

@@ -163,7 +163,7 @@ def test_each_site_scores_models_on_its_own_test_part(tiny_model: Path, tmp_path
     assert all(part["values"] == 0 and part["tensors"] == {} and part["extras"] == {} for part in alone)
     evaluated = [one for one in asked if one["asked"] == "evaluate"]
     assert evaluated
-    assert all(set(one["values"]) == {"site", "examples", "scores"} for one in evaluated)
+    assert all(set(one["values"]) == {"site", "examples", "counts", "scores"} for one in evaluated)
     assert all(one["replies"] == 0 for one in asked)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from fedloom.scenarios.declared_examples import (
 from fedloom.scenarios.plan import build_plan
 from fedloom.system.errors import UserError
 from fedloom.tasks.predictions import read_predictions
+from fedloom.tasks.score_answers import Answers, concatenate, score
 from fedloom.types import Example
 from fedloom.wire.compression import CODECS
 from fedloom.wire.messages import Assignment, Update, in_codec
@@ -191,6 +194,37 @@ def test_scores_of_sites_are_weighted_by_numbers_of_examples() -> None:
     assert found["sites"]["c"] == {"reason": "it is away"}
     with pytest.raises(UserError, match=r"no site sent scores \(c: it is away"):
         combine_site_scores({"c": {"reason": "it is away"}}, ["c"])
+
+
+def test_scores_of_sites_with_several_tasks_are_those_of_all_their_examples() -> None:
+    """However examples of two tasks are divided, means over sites are those of one test set; one site has no example of one task."""
+    held = {"a": "ccccccv", "b": "vvcv", "c": "vv"}
+    right, examples, answers = itertools.cycle([1, 1, 0]), dict[str, list[Example]](), dict[str, Answers]()
+    for site, kinds in held.items():
+        examples[site] = [
+            Example(f"{site}{k}", "?", "yes", text="so", label=0, options=("yes", "no"))
+            if kind == "c"
+            else Example(f"{site}{k}", "?", "yes", text="so", task="vqa")
+            for k, kind in enumerate(kinds)
+        ]
+        given = tuple(
+            (0 if kind == "c" else "yes") if next(right) else (1 if kind == "c" else "no") for kind in kinds
+        )
+        answers[site] = Answers(given, (None,) * len(kinds), (None,) * len(kinds))
+    told = {
+        site: {
+            "examples": len(own),
+            "counts": dict(Counter(one.task for one in own)),
+            "scores": score(own, answers[site]),
+        }
+        for site, own in examples.items()
+    }
+    found = combine_site_scores(told, list(held))
+    whole = score([one for own in examples.values() for one in own], concatenate(list(answers.values())))
+    assert set(found["tasks"]) == set(whole["tasks"]) and len(whole["tasks"]) == 2
+    for task, scores in whole["tasks"].items():
+        assert found["tasks"][task]["accuracy"] == pytest.approx(scores["accuracy"])
+    assert found["accuracy"] == pytest.approx(whole["accuracy"])
 
 
 def test_a_site_holds_its_examples_whatever_its_clients_number() -> None:

@@ -166,6 +166,41 @@ def test_a_site_has_the_name_that_its_key_is_registered_for() -> None:
     assert ("site refused", {"site": "south", "reason": "its key is that of site west"}) in noted
 
 
+def test_all_sites_are_told_of_the_end_and_those_that_are_away_are_named() -> None:
+    """A site that was refused waits, too; one that is away is told when the same command runs again."""
+    mail = two_sites()
+    mail.nodes_there[13] = resident("east", backend_of(), (4,))
+    there, _ = federation(mail)
+    there.enroll()
+    del mail.nodes_there[12]
+    assert there.leave() == ["south"]
+    assert [name for name, kind in mail.asked if kind == "end"] == ["north", "east"]
+    again, _ = federation(two_sites())
+    again.enroll()
+    assert again.leave() == []
+
+
+def test_a_site_that_the_server_refuses_is_told_why() -> None:
+    mail, shown = two_sites(), list[str]()
+    mail.nodes_there[13] = resident("east", backend_of(), (4,))
+    for site in mail.nodes_there.values():
+        site.message = lambda text, name=site.name: shown.append(f"{name}: {text}")
+    there, _ = federation(mail)
+    there.enroll()
+    assert "east: the server does not take this site: client 4 is at site north" in shown
+    assert not [line for line in shown if "does not take" in line and not line.startswith("east")]
+
+
+def test_a_wait_that_ends_names_why_sites_were_refused() -> None:
+    mail = two_sites()
+    mail.registered = {11: "north", 12: "west"}
+    there, _ = federation(mail, WaitingTerms(join=5))
+    with pytest.raises(
+        UserError, match=r"sites that did: north; a site was refused: its key is that of site west\)"
+    ):
+        there.enroll()
+
+
 def test_late_answers_are_recorded_and_not_counted() -> None:
     mail = two_sites()
     there, noted = federation(mail, WaitingTerms(deadline=10, quorum=2))

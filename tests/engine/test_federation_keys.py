@@ -117,6 +117,69 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("age", [0, 800])
+def test_after_the_command_the_certificate_is_valid_and_names_the_hosts(tmp_path: Path, age: int) -> None:
+    """Hosts that are given later are added, and a certificate that has expired is renewed; sites need nothing new."""
+    from fedloom.engine.federation_keys import (
+        make_keys,
+        require_usable,
+        server_context,
+        server_security,
+        site_security,
+        trusting_context,
+    )
+
+    make_keys(tmp_path, ["a.example.org"], ["north"], datetime.now(UTC) - timedelta(days=age))
+    trust = trusting_context(site_security(tmp_path / "site-north"))
+    assert make_keys(tmp_path, ["fed.example.org", "[fd00::7]"], ["north"]) == [tmp_path / "server"]
+    require_usable(server_security(tmp_path))
+    for name in ("a.example.org", "fed.example.org", "fd00::7", "127.0.0.1", "::1"):
+        assert shaken(server_context(server_security(tmp_path)), trust, name) is None
+    assert make_keys(tmp_path, ["fed.example.org", "fd00::7"], ["north"]) == []
+    (tmp_path / "authority" / "ca.key").unlink()
+    with pytest.raises(UserError, match=r"does not name b\.example\.org, and .*ca\.key is missing"):
+        make_keys(tmp_path, ["b.example.org"], ["north"])
+
+
+@pytest.mark.parametrize(
+    "host", ["fed.example.org:8470", "https://fed.example.org", "10.0.0.7:1", "a b", "münchen.de"]
+)
+def test_what_is_no_host_is_refused(tmp_path: Path, host: str) -> None:
+    from fedloom.engine.federation_keys import make_keys
+
+    with pytest.raises(UserError, match="is not the name or the address of a host"):
+        make_keys(tmp_path, [host], ["north"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_that_cannot_work_are_named_before_the_start(tmp_path: Path) -> None:
+    from fedloom.engine.federation_keys import make_keys, require_usable, server_security, site_security
+
+    ours, theirs, old = (tmp_path / name for name in ("ours", "theirs", "old"))
+    for folder in (ours, theirs):
+        make_keys(folder, [], ["north"])
+        require_usable(server_security(folder))
+        require_usable(site_security(folder / "site-north"))
+    make_keys(old, [], ["north"], datetime.now(UTC) - timedelta(days=800))
+    with pytest.raises(UserError, match=r"server\.crt expired on .*`fedloom keys`"):
+        require_usable(server_security(old))
+    require_usable(site_security(old / "site-north"))  # the authority outlives the server's certificate
+    file, content = ours / "server" / "ca.crt", (ours / "server" / "ca.crt").read_bytes()
+    file.write_bytes((theirs / "server" / "ca.crt").read_bytes())
+    with pytest.raises(UserError, match="was not signed by the authority"):
+        require_usable(server_security(ours))
+    file.write_bytes(content)
+    (ours / "server" / "server.key").write_bytes((theirs / "server" / "server.key").read_bytes())
+    with pytest.raises(UserError, match="is not the certificate of"):
+        require_usable(server_security(ours))
+    for name, words in (("ca.crt", "holds no certificate"), ("node.key", "holds no private key")):
+        (theirs / "site-north" / name).write_bytes(content[:100])
+        with pytest.raises(UserError, match=rf"{name} {words}"):
+            require_usable(site_security(theirs / "site-north"))
+        make_keys(tmp_path / name, [], ["north"])
+        (theirs / "site-north" / name).write_bytes((tmp_path / name / "site-north" / name).read_bytes())
+
+
 def test_a_checkup_finds_what_a_site_must_not_reach(tmp_path: Path) -> None:
     """Behind the front all is well; the same server without the front is not."""
     from fedloom.engine.federation_keys import make_keys, server_context, server_security, site_security

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 import ssl
 import threading
 import time
@@ -12,10 +13,11 @@ from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.request import proxy_bypass_environment
 
 import pytest
 
-from fedloom.engine.flower_processes import Security
+from fedloom.engine.flower_processes import LOOPBACK, Security, environment
 from fedloom.engine.server_check import AHEAD, BEHIND, connection_problem
 
 pytestmark = pytest.mark.skipif(
@@ -99,3 +101,77 @@ def test_without_keys_clocks_count_too() -> None:
 def test_a_certificate_outside_its_time_is_named(tmp_path: Path, begin: timedelta, words: str) -> None:
     """Seen from a site whose clock is years off, any certificate is."""
     assert words in str(problem(tmp_path, 0, datetime.now(UTC) - begin))
+
+
+@contextmanager
+def forwarding_proxy(target: int) -> Iterator[tuple[str, list[str]]]:
+    """Forward every CONNECT to a port of this machine; yield the proxy's address and the hosts that were asked for."""
+    asked = list[str]()
+
+    def pipe(one: socket.socket, other: socket.socket) -> None:
+        try:
+            while content := one.recv(65536):
+                other.sendall(content)
+        except OSError:
+            pass
+
+    class Forwarding(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            asked.append(self.path)
+            self.send_response_only(200)
+            self.end_headers()
+            with socket.create_connection(("127.0.0.1", target)) as there:
+                back = threading.Thread(target=pipe, args=(there, self.connection))
+                back.start()
+                pipe(self.connection, there)
+                there.shutdown(socket.SHUT_WR)
+                back.join()
+
+    listening = HTTPServer(("127.0.0.1", 0), Forwarding)
+    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.server_address[1]}", asked
+    finally:
+        listening.shutdown()
+        listening.server_close()
+        thread.join()
+
+
+def test_a_server_is_reached_on_the_way_that_flower_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's SuperNode uses the proxy of the environment, so the check of its way does."""
+    from fedloom.engine.federation_keys import make_keys, server_context, server_security, site_security
+
+    make_keys(tmp_path, ["fed.invalid"], ["north"])
+    security = site_security(tmp_path / "site-north")
+    for name in ("no_proxy", "NO_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    context = server_context(server_security(tmp_path))
+    with server(context, 0) as port, forwarding_proxy(port) as (proxy, asked):
+        monkeypatch.setenv("https_proxy", proxy)
+        assert connection_problem("fed.invalid", 8470, security) is None
+        assert asked == ["fed.invalid:8470"]
+        assert connection_problem("127.0.0.1", port, security) is None
+        assert len(asked) == 1, "the loopback device is reached without it"
+        monkeypatch.setenv("no_proxy", "fed.invalid")
+        assert "fed.invalid:8470 cannot be reached: " in str(
+            connection_problem("fed.invalid", 8470, security)
+        )
+    monkeypatch.delenv("no_proxy")
+    assert "through the proxy 127.0.0.1" in str(connection_problem("fed.invalid", 8470, security))
+
+
+@pytest.mark.parametrize("named", [None, "example.org", "*"])
+def test_processes_of_flower_use_no_proxy_on_this_machine(
+    named: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    if named is not None:
+        monkeypatch.setenv("NO_PROXY", named)
+    there = environment(tmp_path)
+    assert there["no_proxy"] == there["NO_PROXY"]
+    for host in (*LOOPBACK, *filter(None, [named])):
+        assert proxy_bypass_environment(host, {"no": there["no_proxy"]})

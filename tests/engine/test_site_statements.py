@@ -114,6 +114,14 @@ WRONG_SCORES: dict[str, Mapping[str, Any]] = {
     "tasks in a list": {"examples": 4, "scores": {"tasks": []}},
     "an unknown task": {"examples": 4, "scores": {"tasks": {"divination": {"accuracy": 1.0}}}},
     "a task without scores": {"examples": 4, "scores": {"tasks": {"choice": 1.0}}},
+    "two tasks without counts": {"examples": 4, "scores": {"tasks": {"choice": {}, "vqa": {}}}},
+    "counts of other tasks": {"examples": 4, "counts": {"vqa": 4}, "scores": {"tasks": {"choice": {}}}},
+    "counts of more examples": {"examples": 4, "counts": {"choice": 5}, "scores": {"tasks": {"choice": {}}}},
+    "counts below nothing": {
+        "examples": 4,
+        "counts": {"choice": 5, "vqa": -1},
+        "scores": {"tasks": {"choice": {}, "vqa": {}}},
+    },
 }
 
 

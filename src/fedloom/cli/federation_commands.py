@@ -100,6 +100,11 @@ def server(
                 f"--superlink: {running[0]} is not this machine; use 127.0.0.1 and run this command there"
             )
         security = security_of(running[0] if running else host, keys, insecure, at_server=True)
+        if keys is not None and len(security.public) < (sites or 1):
+            raise UserError(
+                f"--keys: {keys} has keys of {len(security.public)} sites, and {sites or 1} must join; add keys with "
+                "`fedloom keys`"
+            )
         experiment = load_experiment(recipe, changes or (), plugins or ())
         progress = make_progress(quiet)
         try:
@@ -206,7 +211,9 @@ def _connection(
         )
     if server is not None:
         host, port = parse_address(server, "--server")
-        return f"{host}:{port}", security_of(host, keys, insecure, at_server=False)
+        from fedloom.engine.server_check import join_address
+
+        return join_address(host, port), security_of(host, keys, insecure, at_server=False)
     if keys or insecure:
         raise UserError(
             "--socket: the SuperNode that is running has keys of its own; leave --keys and --insecure out"
@@ -217,15 +224,17 @@ def _connection(
 
 
 def parse_address(text: str, option: str) -> tuple[str, int]:
-    """Parse HOST:PORT.
+    """Parse HOST:PORT; an IPv6 address is in brackets, which the host that is returned has not.
 
     Raises:
         UserError: The text has another form.
     """
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f"{option}: {text!r} is not HOST:PORT, such as 127.0.0.1:8470")
-    return host, int(port)
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/@\[\]]+)):([0-9]{1,5})", text)
+    if match is None or not 0 < int(match[3]) < 65536:
+        hint = "; an IPv6 address is in brackets, such as [::1]:8470" if text.count(":") > 1 else ""
+        hint = "; leave the scheme and the path out" if "/" in text else hint
+        raise UserError(f"{option}: {text!r} is not HOST:PORT, such as 127.0.0.1:8470{hint}")
+    return match[1] or match[2], int(match[3])
 
 
 def security_of(host: str, keys: Path | None, insecure: bool, *, at_server: bool) -> Security:
@@ -242,9 +251,11 @@ def security_of(host: str, keys: Path | None, insecure: bool, *, at_server: bool
         )
     if keys is not None:
         require_flower()
-        from fedloom.engine.federation_keys import server_security, site_security
+        from fedloom.engine.federation_keys import require_usable, server_security, site_security
 
-        return server_security(keys) if at_server else site_security(keys)
+        security = server_security(keys) if at_server else site_security(keys)
+        require_usable(security)
+        return security
     if not is_loopback(host):
         raise UserError(f"--insecure: {host} is not this machine; without TLS, only 127.0.0.1 can be used")
     return Security()
@@ -277,7 +288,9 @@ def keys(
         require_flower()
         from fedloom.engine.federation_keys import make_keys
 
-        host_names, site_names = ([name for name in text.split(",") if name] for text in (hosts, sites))
+        host_names, site_names = (
+            [name.strip() for name in text.split(",") if name.strip()] for text in (hosts, sites)
+        )
         written = list(map(str, make_keys(folder, host_names, site_names)))
         if as_json:
             echo_json({"folder": str(folder), "written": written})

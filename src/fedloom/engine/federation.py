@@ -24,6 +24,7 @@ from fedloom.engine.site_transport import (
     SiteRequest,
     Transport,
     TransportRestarted,
+    announce_end,
     answer_requests,
     evaluation_requests,
     read_reply,
@@ -44,9 +45,6 @@ NODES_EVERY = 2.0
 
 REPLIES_EVERY = 0.1
 """Seconds between queries for replies."""
-
-LEAVE_SECONDS = 15.0
-"""Seconds within which sites should confirm that the run is over."""
 
 
 @dataclass
@@ -97,8 +95,11 @@ class Federation:
         while missing := self._missing():
             if self.now() > end:
                 joined = ", ".join(sorted(self.sites)) or "none"
+                why = "".join(
+                    f"; a site was refused: {reason}" for reason in sorted({*self._refused.values()})
+                )
                 raise UserError(
-                    f"{missing} joined within {self.terms.join:g} seconds (sites that did: {joined}); start one with "
+                    f"{missing} joined within {self.terms.join:g} seconds (sites that did: {joined}{why}); start one with "
                     "`fedloom site`, or wait longer with --join"
                 )
             self._update_nodes()
@@ -206,18 +207,12 @@ class Federation:
         assert self._layout is not None, "attach() comes first"
         return self._layout
 
-    def leave(self) -> None:
-        """Announce the end of the run to every site, and wait for confirmation for at most `LEAVE_SECONDS`."""
-        end, content = self.now() + LEAVE_SECONDS, SiteMessage("end").to_bytes()
-        try:
-            nodes = [one.node for one in self.sites.values()]
-            left = [self.transport.send(node, content, "end") for node in nodes if node is not None]
-            while (names := [name for name in left if name is not None]) and self.now() < end:
-                done = {reply.message for reply in self.transport.collect(names)}
-                left = [name for name in names if name not in done]
-                self.pause(REPLIES_EVERY)
-        except TransportRestarted:
-            return
+    def leave(self) -> list[str]:
+        """Tell every site, also those that were refused, that the run is over; return those of the run that did not confirm."""
+        there = {one.node for one in self.sites.values() if one.node is not None}
+        nodes = there | (self._refused.keys() & self._known)
+        told = announce_end(self.transport, nodes, self.now, lambda: self.pause(REPLIES_EVERY))
+        return sorted(name for name, one in self.sites.items() if one.node not in told)
 
     def _ask_clients(
         self, kind: str, head: Mapping[str, Any], assignments: Iterable[Assignment]
@@ -380,6 +375,11 @@ class Federation:
             self._refused[node] = why
             if reply.error is not None:  # its process may have been starting
                 self._known.discard(node)
+            if message is not None and message.kind == "joined":  # it does not know yet
+                try:
+                    self.transport.send(node, SiteMessage("refuse", {"reason": why}).to_bytes(), "join")
+                except TransportRestarted:
+                    self._forget_sent()
             return
         if before is not None and self.own_data:
             site.clients = before.clients

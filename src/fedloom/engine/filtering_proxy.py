@@ -221,7 +221,9 @@ def filtering_proxy(
     ready.wait()
     if failed:
         thread.join()
-        raise UserError(f"--listen: {host}:{port} cannot be used: {failed[0].strerror or failed[0]}")
+        raise UserError(
+            f"--listen: {f'[{host}]' if ':' in host else host}:{port} cannot be used: {failed[0].strerror or failed[0]}"
+        )
     try:
         yield
     finally:

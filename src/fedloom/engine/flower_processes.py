@@ -41,6 +41,9 @@ OWN_USER_ONLY = (sys.executable, "-P", "-m", own_user_only.__name__)
 PORTS = range(20000, 32768)
 """Ports that systems give to processes only if these ask for them by number."""
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""The names of the loopback device, over which Flower's own processes and the proxy talk."""
+
 START_SECONDS = 180.0
 """Seconds within which a process of Flower must start, also on a busy machine."""
 
@@ -132,7 +135,14 @@ def free_port() -> int:
 def environment(home: Path) -> dict[str, str]:
     """Return the environment of Flower's processes, whose files are in `home`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**os.environ, **SWITCHES, "FLWR_HOME": str(home.absolute()), "PATH": path}
+    direct = dict.fromkeys(("NO_PROXY", "no_proxy"), hosts_without_proxy())
+    return {**os.environ, **direct, **SWITCHES, "FLWR_HOME": str(home.absolute()), "PATH": path}
+
+
+def hosts_without_proxy() -> str:
+    """Return the hosts to which Flower connects without a proxy: those of the environment, and this machine's loopback device."""
+    named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    return named if "*" in named.split(",") else ",".join([*filter(None, [named]), *LOOPBACK])
 
 
 def start(command: Sequence[str], home: Path, log: Path) -> subprocess.Popen[bytes]:

@@ -121,6 +121,10 @@ class ResidentSite:
             self.message(RUN_OVER)
             self.close()
             return SiteMessage("ended", {"site": self.name})
+        if request.kind == "refuse":
+            self.message(f"the server does not take this site: {request.head.get('reason')}")
+            self.close()
+            return SiteMessage("ended", {"site": self.name})
         run = self._run
         if run is None:
             raise UserError("the site has not joined this run; it must be sent the run first")

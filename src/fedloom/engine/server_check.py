@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import ssl
 import time
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass_environment
 
-from fedloom.engine.flower_processes import Security
+from fedloom.engine.flower_processes import Security, hosts_without_proxy
 
 HIDDEN = (
     "/v1/control/start-run",
@@ -35,6 +38,11 @@ class _Answer:
     ahead: float | None
 
 
+def join_address(host: str, port: int) -> str:
+    """Return HOST:PORT, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def connection_problem(host: str, port: int, security: Security) -> str | None:
     """Return why a site cannot work with a server, or None if their connection and their clocks are right.
 
@@ -43,16 +51,18 @@ def connection_problem(host: str, port: int, security: Security) -> str | None:
         port: Its port.
         security: How the site's connection is secured.
     """
+    address, proxy = join_address(host, port), None if security.plain else _proxy(host)
     try:
         answer = _ask(host, port, security, PING)
     except ssl.SSLError as error:
         reason = getattr(error, "verify_message", None) or error.reason
-        return f"{host}:{port} does not show a certificate that this site trusts: {reason}"
+        return f"{address} does not show a certificate that this site trusts: {reason}"
     except OSError as error:
-        return f"{host}:{port} cannot be reached: {error.strerror or error}"
+        through = f" through the proxy {proxy.hostname} of HTTPS_PROXY" if proxy else ""
+        return f"{address} cannot be reached{through}: {error.strerror or error}"
     if not answer.status:
         tls = "without TLS" if security.plain else "with TLS"
-        return f"{host}:{port} does not answer {tls} as a server of fedloom does"
+        return f"{address} does not answer {tls} as a server of fedloom does"
     if answer.ahead is None or -BEHIND < answer.ahead < AHEAD:
         return None
     difference = timedelta(seconds=round(abs(answer.ahead)))
@@ -79,7 +89,7 @@ def check_server(host: str, port: int, security: Security) -> list[tuple[bool, s
     checks = [
         (
             status != 403,
-            f"{host}:{port} is reached, {'' if security.plain else 'its certificate is trusted, '}and the clocks agree",
+            f"{join_address(host, port)} is reached, {'' if security.plain else 'its certificate is trusted, '}and the clocks agree",
         )
     ]
     for path in HIDDEN:
@@ -94,13 +104,16 @@ def check_server(host: str, port: int, security: Security) -> list[tuple[bool, s
 
 
 def _ask(host: str, port: int, security: Security, path: str) -> _Answer:
-    connection = (
-        http.client.HTTPConnection(host, port, timeout=SECONDS)
-        if security.plain
-        else http.client.HTTPSConnection(
-            host, port, timeout=SECONDS, context=ssl.create_default_context(cafile=str(security.authority))
-        )
-    )
+    """Send a request on the way that Flower's SuperNode takes: with TLS, through the proxy of the environment."""
+    proxy = None if security.plain else _proxy(host)
+    at, to = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
+    if security.plain:
+        connection = http.client.HTTPConnection(at, to, timeout=SECONDS)
+    else:
+        trust = ssl.create_default_context(cafile=str(security.authority))
+        connection = http.client.HTTPSConnection(at, to, timeout=SECONDS, context=trust)
+    if proxy:
+        connection.set_tunnel(host, port, _login(proxy))
     try:
         connection.request("POST", path, b"")
         answer = connection.getresponse()
@@ -109,6 +122,22 @@ def _ask(host: str, port: int, security: Security, path: str) -> _Answer:
         return _Answer(0, None)
     finally:
         connection.close()
+
+
+def _proxy(host: str) -> SplitResult | None:
+    """Return the HTTP proxy through which connections with TLS to a host go, or None."""
+    proxies = getproxies()
+    address = proxies.get("https") or proxies.get("all") or ""
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    direct = not address or proxy_bypass_environment(host, {"no": hosts_without_proxy()})
+    return None if direct or parts.scheme != "http" else parts
+
+
+def _login(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
 
 
 def _ahead(date: str | None) -> float | None:

@@ -69,7 +69,7 @@ def read_joined(head: Mapping[str, Any], node: int, methods: Sequence[str], *, o
 
 
 def read_scores(head: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the scores of a model at a site: the number of examples, and scores by name and by task, or why it has none.
+    """Read the scores of a model at a site: the numbers of examples, and scores by name and by task, or why it has none.
 
     Raises:
         ValueError: A value is missing, or is of another form.
@@ -87,7 +87,14 @@ def read_scores(head: Mapping[str, Any]) -> dict[str, Any]:
         isinstance(some, dict) and all(map(_is_score, some.values())) for some in (top, *tasks.values())
     ):
         raise ValueError("its scores are not finite numbers")
-    return {"examples": examples, "scores": scores}
+    counts = head.get("counts")
+    if counts is None and len(tasks) < 2:
+        return {"examples": examples, "scores": scores}
+    if not isinstance(counts, dict) or not all(map(_is_count, counts.values())):
+        raise ValueError("its numbers of examples of each task are malformed")
+    if set(counts) != set(tasks) or sum(counts.values()) != examples:
+        raise ValueError("its numbers of examples of each task do not fit its scores")
+    return {"examples": examples, "counts": counts, "scores": scores}
 
 
 def read_answers(reply: SiteMessage, clients: Sequence[int], layout: Layout) -> Iterator[Answer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,10 @@ from fedloom.wire.site_messages import SiteMessage
 
 MESSAGE_BYTES = 2**28
 """Largest number of bytes of assignments in one message; a site gets further ones in another message."""
+
+
+LEAVE_SECONDS = 15.0
+"""Seconds within which sites should confirm that the run is over."""
 
 
 class Reply(Protocol):
@@ -167,3 +171,20 @@ def evaluation_requests(
         content = SiteMessage("evaluate", head, (question_to_bytes(question),)).to_bytes()
         requests.append(SiteRequest(site, own, content))
     return requests
+
+
+def announce_end(
+    transport: Transport, nodes: Iterable[int], now: Callable[[], float], pause: Callable[[], None]
+) -> set[int]:
+    """Tell nodes that the run is over, and return those that confirmed it within `LEAVE_SECONDS`."""
+    end, content, told = now() + LEAVE_SECONDS, SiteMessage("end").to_bytes(), set[int]()
+    try:
+        sent = {transport.send(node, content, "end"): node for node in sorted(nodes)}
+        while (names := [name for name in sent if name is not None]) and now() < end:
+            answered = {reply.message: reply.error is None for reply in transport.collect(names)}
+            told |= {sent[name] for name, confirmed in answered.items() if confirmed}
+            sent = {name: node for name, node in sent.items() if name not in answered}
+            pause()
+    except TransportRestarted:
+        pass
+    return told

@@ -117,7 +117,7 @@ def serve_experiment(
         )
         with suppress(UserError):  # those that were told do not come
             federation.enroll()
-        _end_federation(federation, out)
+        _end_federation(federation, out, progress)
     return _finished_result(experiment, out, progress, own_data=sites is not None)
 
 
@@ -156,17 +156,20 @@ def run_over(
     data = _declared_data(experiment, federation, here=scores == "here") if federation.own_data else None
     remote = RemoteSites(partial(attach, federation, events), data)
     result = run_experiment(experiment, out, progress, remote=remote)
-    _end_federation(federation, out)
+    _end_federation(federation, out, progress)
     return result
 
 
-def _end_federation(federation: Federation, out: Path) -> None:
+def _end_federation(federation: Federation, out: Path, progress: Progress) -> None:
     """Notify the sites that training is complete, so that they stop.
 
     This comes after all results are written: a server that is restarted after a crash continues with the same sites.
     """
-    federation.leave()
-    if (out / FLOWER).is_dir():
+    if untold := federation.leave():
+        progress.message(
+            f"the run is finished, and {', '.join(untold)} did not confirm that; the same command tells sites that still wait"
+        )
+    elif (out / FLOWER).is_dir():
         write_atomic(out / FLOWER / SITES_KNOW, b"")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -100,10 +101,12 @@ def run_site(options: SiteOptions, message: Callable[[str], None]) -> None:
         message: Shows a line of text.
 
     Raises:
-        UserError: Flower is not installed, its SuperNode does not run, or another process uses the site's folder.
+        UserError: Flower is not installed, there are no data, or another process uses the site's folder.
     """
     require_flower()
     _read_allow(options)  # so that a mistake in it is reported before the first request
+    if options.data is not None and not options.data[1].exists():
+        raise UserError(f"--data: {options.data[1]} does not exist; give the folder of this site's own data")
     options.folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(options.folder), listen(options.socket) as (listener, socket):
         over = list[bool]()
@@ -162,7 +165,7 @@ class _Node:
             min(2 * self._pause, LONGEST_PAUSE) if lived < self._pause + STABLE_SECONDS else RESTART_SECONDS
         )
         host, _, port = self._server.rpartition(":")
-        problem = connection_problem(host, int(port), self._options.security)
+        problem = connection_problem(host.strip("[]"), int(port), self._options.security)
         reason = f"; {problem}" if problem else last_lines(self._options.folder / FLOWER / "supernode.log", 3)
         self._message(f"Flower's SuperNode ended{reason}; it is started again")
         stop(self._process)
@@ -271,7 +274,12 @@ def _evaluate(site: Site, allow: Allow, folder: Path, adapters: Path, question: 
             export_adapter(site.tuned, site.model(question), adapters / question.method)
     scores = score(examples, answers)
     tasks = {task: _allowed_scores(allow, of_task) for task, of_task in scores["tasks"].items()}
-    return {"examples": len(examples), "scores": {**_allowed_scores(allow, scores), "tasks": tasks}}
+    counts = dict(Counter(example.task for example in examples))
+    return {
+        "examples": len(examples),
+        "counts": counts,
+        "scores": {**_allowed_scores(allow, scores), "tasks": tasks},
+    }
 
 
 def _allowed_scores(allow: Allow, scores: Mapping[str, Any]) -> dict[str, Any]:

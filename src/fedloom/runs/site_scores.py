@@ -12,7 +12,7 @@ from fedloom.runs.run_context import RunContext
 from fedloom.scenarios.declared_examples import clients_by_site
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
-from fedloom.tasks.score_answers import HEADLINES
+from fedloom.tasks.score_answers import HEADLINES, means_of_tasks
 
 
 def scores_at_sites(context: RunContext, models: Mapping[int | None, Question]) -> dict[str, Any]:
@@ -65,12 +65,13 @@ def combine_site_scores(answers: Mapping[str, Mapping[str, Any]], order: Sequenc
     """Combine the scores of one model from several sites.
 
     Args:
-        answers: Site → "examples", their number, and "scores", as `score` returned them there; or the "reason" why it has none.
+        answers: Site → "examples", their number, "counts", that of each task, and "scores", as `score` returned them there; or
+            the "reason" why it has none.
         order: The site of each client.
 
     Returns:
-        Scores as `score_model` returns them. A score is the mean over the sites that sent it, weighted by their numbers of
-        examples, so accuracy is that over all examples. "examples" is the number of these, and "sites" holds each site's answer.
+        Scores as `score_model` returns them. A task's score is the mean over the sites that sent it, weighted by their numbers of
+        examples of this task, so its accuracy is that over all of them; on top are the means over tasks, as in one process. "examples" is the number of these, and "sites" holds each site's answer.
 
     Raises:
         UserError: No site sent scores.
@@ -82,17 +83,17 @@ def combine_site_scores(answers: Mapping[str, Mapping[str, Any]], order: Sequenc
         )
         raise UserError(f"no site sent scores ({reasons}), and the server has no test part")
     tasks = dict.fromkeys(task for answer in scored.values() for task in answer["scores"]["tasks"])
-    top = _weighted_mean([(answer["examples"], answer["scores"]) for answer in scored.values()])
     by_task = {
         task: _weighted_mean(
             [
-                (answer["examples"], answer["scores"]["tasks"][task])
+                (_count(answer, task), answer["scores"]["tasks"][task])
                 for answer in scored.values()
                 if task in answer["scores"]["tasks"]
             ]
         )
         for task in tasks
     }
+    top = means_of_tasks(list(by_task.values()))
     scores = {**top, "tasks": by_task}
     client_tasks = [_headlines(scored[site]) if site in scored else {} for site in order]
     return {
@@ -108,6 +109,11 @@ def combine_site_scores(answers: Mapping[str, Mapping[str, Any]], order: Sequenc
 def _scored(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Return the answers of the sites that sent scores."""
     return {site: answer for site, answer in answers.items() if answer.get("scores", {}).get("tasks")}
+
+
+def _count(answer: Mapping[str, Any], task: str) -> int:
+    """Return the number of a site's test examples of a task; a site with one task need not send it."""
+    return answer.get("counts", {}).get(task, answer["examples"])
 
 
 def _headlines(answer: Mapping[str, Any]) -> dict[str, Any]:

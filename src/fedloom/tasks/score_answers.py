@@ -98,8 +98,7 @@ def score(
         published code are those of its scripts for one task, or with several tasks of its multi-task scripts.
     """
     tasks = {task: _task_scores(task, examples, judged, metrics) for task in tasks_of(examples)}
-    top = _means(list(tasks.values())) if len(tasks) > 1 else next(iter(tasks.values()), {})
-    return {**top, "tasks": tasks}
+    return {**means_of_tasks(list(tasks.values())), "tasks": tasks}
 
 
 def _task_scores(
@@ -150,7 +149,10 @@ def _state(task: str, metrics: Metric, examples: Sequence[Example], judged: Answ
     return state
 
 
-def _means(tasks: Sequence[Scores]) -> Scores:
+def means_of_tasks(tasks: Sequence[Mapping[str, float | None]]) -> Scores:
+    """Return the scores of the only task, or with several, the means of those scores that all tasks have."""
+    if len(tasks) < 2:
+        return dict(tasks[0]) if tasks else {}
     means: Scores = {}
     for name in (name for name in tasks[0] if all(name in scores for scores in tasks)):
         values = [value for scores in tasks if (value := scores[name]) is not None]
