@@ -159,7 +159,7 @@ def test_a_plugin_that_has_moved_is_the_same_and_a_missing_one_is_named(
     assert run(experiment(tiny_model, Path(moved) / "mine.py"), tmp_path / "run") == result
 
 
-def test_what_a_plugin_prints_is_no_part_of_the_result(tiny_model: Path, mine: Path, tmp_path: Path) -> None:
+def test_what_a_plugin_prints_is_no_part_of_a_result(tiny_model: Path, mine: Path, tmp_path: Path) -> None:
     mine.write_text(
         mine.read_text().replace(
             "lambda example, answer: float(", "lambda example, answer: print('noise') or float("
@@ -167,9 +167,16 @@ def test_what_a_plugin_prints_is_no_part_of_the_result(tiny_model: Path, mine: P
     )
     recipe = tmp_path / "mine.json"
     recipe.write_text(experiment(tiny_model, mine, methods=["zero-shot"]).to_json())
-    told = CliRunner().invoke(app, ["run", str(recipe), "--out", str(tmp_path / "run"), "--json", "--quiet"])
-    assert told.exit_code == 0, told.output
-    assert json.loads(told.stdout)["metrics"] == ["first_letter"] and "noise" in told.stderr
+    folder, swept = str(tmp_path / "run"), ["--set", "grid.seed=[0]", "--out", str(tmp_path / "sweep")]
+    for command in (
+        ["run", str(recipe), "--out", folder],
+        ["eval", folder, "--plugin", str(mine)],
+        ["sweep", str(recipe), *swept],
+    ):
+        told = CliRunner().invoke(app, [*command, "--json", *(["--quiet"] if command[0] != "sweep" else [])])
+        assert told.exit_code == 0, told.output
+        assert "first_letter" in json.dumps(json.loads(told.stdout)), command
+        assert "noise" in told.stderr, command
 
 
 def test_worker_processes_have_plugins_too(tiny_model: Path, mine: Path, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextvars import ContextVar
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -157,9 +158,24 @@ def echo_json(value: Any) -> None:
 
 
 def _print(text: str, err: bool, nl: bool) -> None:
-    stream = sys.stderr if err else sys.stdout
+    stream = sys.stderr if err else _OUTPUT.get() or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    typer.echo(text.encode(encoding, "backslashreplace").decode(encoding), err=err, nl=nl)
+    typer.echo(text.encode(encoding, "backslashreplace").decode(encoding), stream, nl=nl)
+
+
+_OUTPUT: ContextVar[TextIO | None] = ContextVar("output", default=None)
+"""Where results go while everything else that is printed goes to standard error."""
+
+
+@contextmanager
+def _only_results() -> Iterator[None]:
+    """Let nothing but what `echo` and `echo_json` print reach standard output, whatever a plug-in or a library prints."""
+    token = _OUTPUT.set(_OUTPUT.get() or sys.stdout)  # one command may call another
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _OUTPUT.reset(token)
 
 
 def print_error(text: str) -> None:
@@ -199,10 +215,10 @@ def report_errors(debug: bool, begun: str = "", *, as_json: bool = False) -> Ite
     Args:
         debug: Whether to print the traceback too.
         begun: The text after "interrupted" in the message when a signal ends the command.
-        as_json: Whether the message is written as JSON; see `end`.
+        as_json: Whether the message is written as JSON, see `end`, and standard output is kept for the result.
     """
     try:
-        with stop_on_signals():
+        with stop_on_signals(), _only_results() if as_json else nullcontext():
             yield
     except KeyboardInterrupt as stop:
         _silence_closed_streams()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -189,13 +187,12 @@ def _run(
     try:
         with without_garbage_collection():
             from fedloom.runs.single_run import run_experiment
+
+        if not track:
+            return run_experiment(experiment, folder, progress)
         from fedloom.runs.followers import open_trackers, tracked_settings
 
-        # What a plug-in prints is no part of the result.
-        with (
-            redirect_stdout(sys.stderr) if as_json else nullcontext(),
-            open_trackers(track, folder, tracked_settings(experiment)) as followers,
-        ):
+        with open_trackers(track, folder, tracked_settings(experiment)) as followers:
             return run_experiment(experiment, folder, progress, followers=followers)
     except KeyboardInterrupt as stop:
         progress.close()
