@@ -45,6 +45,19 @@ def test_run_runs_a_grid(tiny_model: Path, tmp_path: Path) -> None:
     assert [cell["state"] for cell in json.loads(result.stdout)["cells"]] == ["done", "done"]
 
 
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    result = call("run", "smoke", "--out=~/full", "--quiet")
+    assert result.exit_code == 2
+    assert str(tmp_path / "full") in result.stderr.replace("\n", "")
+    assert not (tmp_path / "~").exists()
+
+
 class Fails(Exception):
     pass
 

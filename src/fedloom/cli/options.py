@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -26,6 +27,14 @@ FAILED, USER_ERROR, BROKEN_PIPE = 1, 2, 141
 _Usage: type[Exception] = typer.BadParameter.__mro__[2]
 
 
+_HOME = re.compile(r"^(--[\w-]+=)(~)(?=/|$)")
+"""Matches the ~ of an option such as --out=~/runs, which shells leave as it is."""
+
+
+def _at_home(match: re.Match[str]) -> str:
+    return match[1] + os.path.expanduser(match[2])
+
+
 class _HelpFormatter(typer.Context.formatter_class):
     """Writes help without the backslashes with which typer escapes brackets for rich, also where rich does not print it."""
 
@@ -41,11 +50,11 @@ class Commands(TyperGroup):
     """A group of commands that escapes the user's text in its error messages, and names keys that options were meant for."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the name and the command that words name, and the words that are left."""
+        """Return the name and the command that words name, and the words that are left, with ~ as the home folder in --out=~/x."""
         name, command, left = super().resolve_command(ctx, args)
         if command is not None:
             command.context_class = _Context
-        return name, command, left
+        return name, command, [_HOME.sub(_at_home, word) for word in left]
 
     def invoke(self, ctx: Any) -> Any:
         """Run the requested command."""
