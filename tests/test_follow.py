@@ -31,6 +31,7 @@ from fedloom.runs.followers import (
 from fedloom.runs.run_lock import open_run_folder
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
+from fedloom.system.json_files import read_json
 from fedloom.system.live_server import live_server
 from fedloom.system.progress import Progress
 
@@ -45,7 +46,7 @@ def followed(
         list[Mapping[str, Any]](),
         io.StringIO(),
     )
-    value = watched(tiny_model, methods=["zero-shot", "fedavg", "local"], train={"rounds": 2})
+    value = watched(tiny_model, methods=["zero-shot", "linear", "fedavg", "local"], train={"rounds": 2})
 
     def breaks(line: Mapping[str, Any]) -> None:
         raise KeyError("mine")
@@ -86,6 +87,20 @@ def test_the_state_of_a_run_is_that_of_its_log(followed: Any) -> None:
     assert state["methods"]["fedavg"]["up"] == sum(line["bytes_up"] for line in rounds)
     text = "\n".join(status_lines(state))
     assert "run e2e: finished" in text and "fedavg: round 2 of 2, loss" in text
+
+
+def test_every_method_of_a_finished_run_has_its_score_in_the_log(followed: Any) -> None:
+    folder, lines, _ = followed
+    state, result = progress_of(folder), read_json(folder / "result.json")
+    assert "waiting" not in "\n".join(status_lines(state))
+    assert state["methods"].keys() == result["scores"].keys()
+    for name, scores in result["scores"].items():
+        ends = [line for line in lines if line["kind"] == "evaluation" and line["method"] == name]
+        shown = state["methods"][name]["scores"][-1][1]
+        if name != "local":  # whose scores are means over clients
+            last = {line["slice"]: line["scores"]["accuracy"] for line in ends}
+            assert last == {part: own["accuracy"] for part, own in scores["slices"].items()}
+            assert shown == next(iter(last.values()))
 
 
 def test_a_line_that_is_still_being_written_is_not_read(followed: Any, tmp_path: Path) -> None:

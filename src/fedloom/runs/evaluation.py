@@ -41,23 +41,31 @@ def answer_test(
         part: The slice, a key of `SLICES`.
         kind: The kind of the record's line.
     """
-    test, clock = context.data.test, Clock()
+    clock = Clock()
     answers = answer_once(context, name, [replace(question, slice=part) for question in models.values()])
     clock.lap("evaluate")
+    seconds = clock.seconds["evaluate"] / len(models)
     for client, own in zip(models, answers, strict=True):
-        context.record.append(
-            kind,
-            {
-                "method": name,
-                "client": client,
-                "round": rounds[client],
-                "slice": part,
-                "examples": len(test),
-                "seconds": clock.seconds["evaluate"] / len(models),
-                "scores": score(test, own, context.metrics),
-            },
-        )
+        record_scores(context, name, own, part, seconds, client=client, round=rounds[client], kind=kind)
     return answers
+
+
+def record_scores(
+    context: RunContext,
+    name: str,
+    answers: Answers,
+    part: str,
+    seconds: float,
+    *,
+    client: int | None = None,
+    round: int = 0,
+    kind: str = "evaluation",
+) -> None:
+    """Record the scores of answers to the test set with the modalities of one slice, and the time that they took."""
+    test = context.data.test
+    line = {"method": name, "client": client, "round": round, "slice": part, "examples": len(test)}
+    scores = score(test, answers, context.metrics)
+    context.record.append(kind, {**line, "seconds": seconds, "scores": scores})
 
 
 MOST_KEPT = 1_000_000

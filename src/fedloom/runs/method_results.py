@@ -13,7 +13,7 @@ from fedloom.engine.checkpoints import last_checkpoint
 from fedloom.engine.rounds import TrainingState
 from fedloom.experiment.methods import Method
 from fedloom.models.sentence_embeddings import embed_sentences
-from fedloom.runs.evaluation import best_shares, validation_scores
+from fedloom.runs.evaluation import best_shares, record_scores, validation_scores
 from fedloom.runs.export_models import export_model
 from fedloom.runs.method_predictions import check_parts, part_digests, remove_parts, write_part
 from fedloom.runs.method_scores import global_scores, model_scores, own_scores, shared_scores
@@ -26,6 +26,7 @@ from fedloom.runs.train_method import reported_models, train_method, validate
 from fedloom.scenarios.plan import Plan
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed
+from fedloom.system.timing import Clock
 from fedloom.tasks.linear_baseline import linear_baseline
 from fedloom.tasks.score_answers import Answers, example_scores
 from fedloom.types import Example
@@ -107,14 +108,17 @@ def _zero_shot(context: RunContext, method: Method, name: str) -> Outcome:
 def _linear(context: RunContext, method: Method, name: str) -> Outcome:
     """Train the linear baseline on what clients see, pooled."""
     context.progress.stage(name, 1)
-    data = context.data
+    data, clock = context.data, Clock()
     chances = linear_baseline(_visible(data.train, context.plan), data.test, _embedder(context))
+    clock.lap("train and answer")
     answers = {
         part: Answers(tuple(int(row.argmax()) for row in rows), tuple(rows)) for part, rows in chances.items()
     }
     ordered = {part: answers[part] for part in slices_of(data.test) if part in answers}
     scores = score_model(data.train, data.test, context.plan, ordered, metrics=context.metrics)
     write_part(context.folder, name, data.test, {None: ordered})
+    for part, own in ordered.items():
+        record_scores(context, name, own, part, clock.seconds["train and answer"] / len(ordered))
     context.progress.advance(1)
     return scores, 0, 0, _validate_linear(context, name)
 
