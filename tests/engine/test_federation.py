@@ -377,6 +377,8 @@ def test_a_site_refuses_with_a_reason_that_the_server_gets() -> None:
     with pytest.raises(UserError, match="client 1 joined"):
         there.enroll()
     assert ("site refused", {"site": "south", "reason": "another base model"}) in noted
+    assert mail.nodes_there[12].refusal == "another base model"
+    assert mail.nodes_there[11].refusal is None
 
 
 def test_requests_of_another_version_are_refused() -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from fedloom.engine.flower_processes import Security, free_port
 from fedloom.engine.participation import WaitingTerms
 from fedloom.engine.resident_site import ResidentSite, listen, serve
 from fedloom.experiment.experiment import Experiment
+from fedloom.runs import site_run
 from fedloom.runs.server_run import ListenAddress, serve_experiment
 from fedloom.runs.site_run import SiteOptions, run_site
 from fedloom.system.errors import UserError
@@ -130,6 +132,46 @@ def test_two_processes_do_not_share_a_folder(
             side(tmp_path)
         other.kill()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("reason", ["its key is that of site west", None])
+def test_a_site_that_took_no_part_says_so_at_the_end(
+    reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script that starts the site sees it by the exit code, whoever refused: the server, or the site itself."""
+    monkeypatch.setattr(site_run, "RESTART_SECONDS", 0.1)
+    monkeypatch.setattr(site_run, "require_flower", lambda: None)
+    place = tmp_path / "socket"
+    requests = [SiteMessage("begin", {"version": "0.0"})]
+    requests += [SiteMessage("refuse", {"reason": reason})] * (reason is not None)
+
+    def ask() -> None:
+        for request in (*requests, SiteMessage("end")):
+            with connect_to_socket(str(place)) as stream:
+                send_bytes(stream, request.to_bytes())
+                receive_bytes(stream)
+
+    shown = list[str]()
+
+    def show(text: str) -> None:
+        shown.append(text)
+
+    options = SiteOptions("north", tmp_path, None, Security(), (0,), socket=place)
+    thread = threading.Thread(target=lambda: (wait_for(place), ask()))
+    thread.start()
+    with pytest.raises(UserError, match=f"took no part in the run: {reason or 'the server has fedloom 0.0'}"):
+        run_site(options, show)
+    thread.join()
+    assert "the run is over" in shown
+
+
+def wait_for(place: Path) -> None:
+    """Wait until a site listens at a path."""
+    while True:
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(place))
+            return
+        time.sleep(0.01)
 
 
 def asked(mail: Mail, site: str) -> int:

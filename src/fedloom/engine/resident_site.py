@@ -27,9 +27,6 @@ from fedloom.system.timing import Clock
 from fedloom.wire.messages import Assignment, Missing
 from fedloom.wire.site_messages import SiteMessage, receive_bytes, send_bytes
 
-RUN_OVER = "the run is over"
-"""The message that is shown when the server ends a run."""
-
 
 def allow_all(assignments: Sequence[Assignment]) -> None:
     """Allow any assignments."""
@@ -71,12 +68,16 @@ class ResidentSite:
         open: Opens a run.
         log_departure: Called before each answer leaves, with the request, the answer, and the run if there is one.
         message: Shows a line of text.
+        over: Whether the server has ended a run.
+        refusal: Why the site takes no part in the run, in the words of the site or of the server; None if it does.
     """
 
     name: str
     open: Open
     log_departure: Callable[[SiteMessage, SiteMessage, OpenRun | None], None]
     message: Callable[[str], None]
+    over: bool = False
+    refusal: str | None = None
     _run: OpenRun | None = None
     _begun: bytes = b""
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -118,11 +119,13 @@ class ResidentSite:
         if request.kind == "begin":
             return self._begin(request, digest)
         if request.kind == "end":
-            self.message(RUN_OVER)
+            self.over = True
+            self.message("the run is over")
             self.close()
             return SiteMessage("ended", {"site": self.name})
         if request.kind == "refuse":
-            self.message(f"the server does not take this site: {request.head.get('reason')}")
+            self.refusal = str(request.head.get("reason"))
+            self.message(f"the server does not take this site: {self.refusal}")
             self.close()
             return SiteMessage("ended", {"site": self.name})
         run = self._run
@@ -147,8 +150,13 @@ class ResidentSite:
         if self._run is None or self._begun != digest:
             self.close()
             self.message("joining a run; the model is loaded")
-            self._run, self._begun = self._stack.enter_context(self.open(request)), digest
+            try:
+                self._run, self._begun = self._stack.enter_context(self.open(request)), digest
+            except UserError as error:
+                self.refusal = str(error)
+                raise
             self.message("joined")
+        self.refusal = None
         assert self._run is not None
         return self._run.joined
 

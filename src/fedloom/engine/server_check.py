@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass_environment
+from urllib.request import getproxies_environment
+from urllib.request import proxy_bypass_environment as bypasses  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
 
 from fedloom.engine.flower_processes import Security, hosts_without_proxy
 
@@ -126,10 +127,10 @@ def _ask(host: str, port: int, security: Security, path: str) -> _Answer:
 
 def _proxy(host: str) -> SplitResult | None:
     """Return the HTTP proxy through which connections with TLS to a host go, or None."""
-    proxies = getproxies()
+    proxies = getproxies_environment()
     address = proxies.get("https") or proxies.get("all") or ""
     parts = urlsplit(address if "://" in address else f"http://{address}")
-    direct = not address or proxy_bypass_environment(host, {"no": hosts_without_proxy()})
+    direct = not address or bypasses(host, {"no": hosts_without_proxy()})
     return None if direct or parts.scheme != "http" else parts
 
 

@@ -20,7 +20,7 @@ from fedloom.config.allow_schema import Allow, read_allow
 from fedloom.data import load_data
 from fedloom.engine.flower_processes import Security, last_lines, require_flower, stop, supernode
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.resident_site import RUN_OVER, OpenRun, ResidentSite, listen, serve
+from fedloom.engine.resident_site import OpenRun, ResidentSite, listen, serve
 from fedloom.engine.server_check import connection_problem
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
@@ -101,7 +101,8 @@ def run_site(options: SiteOptions, message: Callable[[str], None]) -> None:
         message: Shows a line of text.
 
     Raises:
-        UserError: Flower is not installed, there are no data, or another process uses the site's folder.
+        UserError: Flower is not installed, there are no data, another process uses the site's folder, or the run is over and
+            the site took no part in it.
     """
     require_flower()
     _read_allow(options)  # so that a mistake in it is reported before the first request
@@ -109,22 +110,18 @@ def run_site(options: SiteOptions, message: Callable[[str], None]) -> None:
         raise UserError(f"--data: {options.data[1]} does not exist; give the folder of this site's own data")
     options.folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(options.folder), listen(options.socket) as (listener, socket):
-        over = list[bool]()
-
-        def show(text: str) -> None:
-            over.extend([True] * (text == RUN_OVER))
-            message(text)
-
-        site = resident_site(options, show)
+        site = resident_site(options, message)
         node = None if options.server is None else _started_node(options, options.server, socket, message)
         try:
-            serve(site, listener, partial(_between_messages, options, site, node, over))
+            serve(site, listener, partial(_between_messages, options, site, node))
         except _Over:
             pass
         finally:
             if node is not None:
                 node.stop()
             site.close()
+        if site.refusal is not None:
+            raise UserError(f"this site took no part in the run: {site.refusal}")
 
 
 def resident_site(options: SiteOptions, message: Callable[[str], None]) -> ResidentSite:
@@ -182,13 +179,11 @@ def _started_node(options: SiteOptions, server: str, socket: str, message: Calla
     return _Node(start, server, options, message)
 
 
-def _between_messages(
-    options: SiteOptions, site: ResidentSite, node: _Node | None, over: list[bool], idle: float
-) -> None:
+def _between_messages(options: SiteOptions, site: ResidentSite, node: _Node | None, idle: float) -> None:
     """Restart the node if it has ended, and release the model or end if the run is over."""
     if node is not None:
         node.restart_if_ended()
-    if over and not options.stay and idle > RESTART_SECONDS:  # by then the last answer has left
+    if site.over and not options.stay and idle > RESTART_SECONDS:  # by then the last answer has left
         raise _Over
     if idle > options.idle:
         site.close()
