@@ -11,9 +11,9 @@ from statistics import NormalDist, fmean, variance
 from typing import Any, NamedTuple, TypeVar
 
 from fedloom.report.client_verdicts import LEVEL, bottom_fifth, verdict_on
-from fedloom.report.confidence_intervals import Z, holm, interval
+from fedloom.report.confidence_intervals import Z, holm
 from fedloom.report.shared_scores import for_everybody
-from fedloom.report.significance import Estimate, count_by_sign, estimate
+from fedloom.report.significance import SAME, Estimate, count_by_sign, estimate
 from fedloom.report.sweeps.estimate_texts import estimate_text
 from fedloom.report.sweeps.sweep_results import SEED, CellRun, SweepRun, mean_over_seeds
 from fedloom.report.tables import MISSING, Table, label, signed
@@ -121,10 +121,12 @@ def grouped(gains: Sequence[ClientGain], key: Callable[[ClientGain], Key]) -> di
     return found
 
 
-def over_seeds(gains: Sequence[ClientGain]) -> Estimate | None:
-    """Return the mean gain: over the clients of a seed, and then over seeds."""
+def over_seeds(
+    gains: Sequence[ClientGain], of: Callable[[ClientGain], float] = lambda gain: gain.mean
+) -> Estimate | None:
+    """Return the mean gain, or another figure of clients: over the clients of a seed, and then over seeds."""
     by_seed = grouped(gains, lambda gain: gain.seed)
-    return estimate(fmean(gain.mean for gain in those) for those in by_seed.values())
+    return estimate(fmean(map(of, those)) for those in by_seed.values())
 
 
 def summary(gains: Sequence[ClientGain]) -> dict[str, str]:
@@ -154,14 +156,14 @@ def gain_table(sweep: SweepRun, alone: str) -> Table:
         gains = [] if method == alone else gains_of(sweep, method, alone)
         if not gains:
             continue
-        low, high = interval(count_by_sign(gain.mean for gain in gains).better / len(gains), len(gains))
+        better = over_seeds(gains, lambda gain: gain.mean >= SAME)  # clients of a seed are not independent
         about = summary(gains)
         rows.append(
             (
                 label(method),
                 about["Mean gain"],
                 about[COUNTS],
-                f"{100 * low:.0f} to {100 * high:.0f} %",
+                f"{estimate_text(better)} %",
                 significant_counts(gains),
                 about["Worst"],
                 about["Bottom fifth"],
@@ -172,7 +174,7 @@ def gain_table(sweep: SweepRun, alone: str) -> Table:
         "Method",
         "Mean gain",
         COUNTS,
-        "Better off, 95 % interval",
+        "Better off",
         "Significantly better / worse",
         "Worst",
         "Bottom fifth",

@@ -69,19 +69,19 @@ def test_answers_without_probabilities_stay_as_they_are() -> None:
     assert changed.replies == given.replies
 
 
-def test_parts_apply_in_their_order_and_those_without_a_lone_model_are_left_out() -> None:
+def test_parts_apply_in_their_order_and_those_without_a_local_model_are_left_out() -> None:
     prior, average = make("prior", 2, {"smoothing": 1.0}), make("average-alone", 2)
     counts, test, alone = {("choice", "a"): 2}, [example("a")], answers((0.25, 0.75))
     given = answers((0.75, 0.25))
 
-    def first(*parts: Any, lone: Answers | None = alone) -> float:
-        (row,) = choose_answers(parts, counts, test, given, lone).probabilities
+    def first(*parts: Any, local: Answers | None = alone) -> float:
+        (row,) = choose_answers(parts, counts, test, given, local).probabilities
         assert row is not None
         return float(row[0])
 
     assert first(average, prior) == pytest.approx(0.75)  # ½ and ½, then 3 : 1
     assert first(prior, average) == pytest.approx((0.9 + 0.25) / 2)  # .75 · 3 : .25, then the average
-    assert first(average, prior, lone=None) == pytest.approx(0.9)
+    assert first(average, prior, local=None) == pytest.approx(0.9)
     assert first() == 0.75
 
 

@@ -56,7 +56,7 @@ def test_traits_are_those_of_what_is_made(name: str) -> None:
         assert (rule.own is not None) == ("own model" in traits)
     if isinstance(made, Second | Final | PersonalValues):
         assert "own model" in traits
-    assert (isinstance(made, OwnAnswers) and made.alone) == ("lone model" in traits)
+    assert (isinstance(made, OwnAnswers) and made.alone) == ("local model" in traits)
     if isinstance(made, FederatedAlgorithm):
         assert made.exchanges == ("no values" not in traits)
 
@@ -98,7 +98,7 @@ def test_baselines_take_parts_that_leave_no_other_model(reference: str, part: st
     entry = ENTRIES[part]
     kinds = {"local": ("rule", "prompt", "answers"), "centralized": ("rule", "prompt", "answers")}
     takes = entry.kind in kinds.get(reference, ()) and "own model" not in entry.traits
-    takes = takes and not (reference == "local" and "lone model" in entry.traits)
+    takes = takes and not (reference == "local" and "local model" in entry.traits)
     if takes or (reference == "local" and entry.kind == "stage"):
         assert parse_method(f"{reference}+{part}").composed == (COMPARED, part)
     else:

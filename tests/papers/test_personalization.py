@@ -29,8 +29,8 @@ from fedloom.wire.messages import Assignment, Update
 def chosen(
     part: OwnAnswers, chances: Sequence[float], counts: Sequence[int], alone: Sequence[float] | None = None
 ) -> list[float]:
-    lone = None if alone is None else np.array(alone)
-    return part.choose(np.array(chances), Known(np.array(counts, np.int64), lone)).tolist()
+    local = None if alone is None else np.array(alone)
+    return part.choose(np.array(chances), Known(np.array(counts, np.int64), local)).tolist()
 
 
 def prior(**arguments: float) -> OwnAnswers:
@@ -87,7 +87,7 @@ def test_without_strength_and_with_equal_counts_nothing_changes(
     assert chosen(prior(), chances, [count] * len(chances)) == pytest.approx(chances)
 
 
-def test_answers_are_averaged_with_those_of_the_lone_model() -> None:
+def test_answers_are_averaged_with_those_of_the_local_model() -> None:
     assert chosen(make("average-alone", 2), [0.9, 0.1], [0, 0], [0.3, 0.7]) == pytest.approx([0.6, 0.4])
     quarter = make("average-alone", 2, {"weight": 0.25})
     assert chosen(quarter, [0.9, 0.1], [0, 0], [0.3, 0.7]) == pytest.approx([0.75, 0.25])
@@ -96,7 +96,7 @@ def test_answers_are_averaged_with_those_of_the_lone_model() -> None:
         assert chosen(part, [0.9, 0.1], [0, 0], [0.3, 0.7]) == pytest.approx(expected)
 
 
-def test_answers_are_pooled_with_those_of_the_lone_model() -> None:
+def test_answers_are_pooled_with_those_of_the_local_model() -> None:
     # √(.9 · .1) = .3 and √(.1 · .9) = .3; and .8² · .5 : .2² · .5 to the power of a third
     half = make("pool-alone", 2, {"weight": 0.5})
     assert chosen(half, [0.9, 0.1], [0, 0], [0.1, 0.9]) == pytest.approx([0.5, 0.5])

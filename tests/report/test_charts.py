@@ -226,7 +226,7 @@ def test_names_of_rows_fit_in_one_line_or_two(name, width):
 
 
 def test_the_longest_names_of_methods_are_shown_whole():
-    for name in ("FedAvg + pooled + own prior", "FedAvg + averaged with lone model + own prior"):
+    for name in ("FedAvg + pooled with local + own prior", "FedAvg + averaged with local + own prior"):
         assert " ".join(part for part, _ in shown_lines(row_name(180.0, 12.0, name, 180.0))) == name
 
 

@@ -1,4 +1,4 @@
-"""Answers averaged with the lone model's: each client also trains a model alone, and averages the options' probabilities of both.
+"""Answers averaged with the local model's: each client also trains a model alone, and averages the options' probabilities of both.
 
     p_k(y | x) = (1 − w) p(y | x) + w p_k,alone(y | x)
 
@@ -16,19 +16,19 @@ each other. Generated answers have no probabilities and stay those of the federa
 from __future__ import annotations
 
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.own_answers import Chances, Known, OwnAnswers, weight_of_lone_model
+from fedloom.algorithms.own_answers import Chances, Known, OwnAnswers, weight_of_local_model
 
 
 def average_alone(*, weight: float = 0.5) -> OwnAnswers:
     """Make the average with the model that each client trains alone.
 
     Args:
-        weight: Weight w of the lone model, from 0 to 1.
+        weight: Weight w of the local model, from 0 to 1.
 
     Raises:
         ValueError: The weight is out of range.
     """
-    weight = weight_of_lone_model(weight)
+    weight = weight_of_local_model(weight)
 
     def choose(chances: Chances, known: Known) -> Chances:
         return chances if known.alone is None else (1 - weight) * chances + weight * known.alone
@@ -40,8 +40,8 @@ ENTRIES = {
     "average-alone": Entry(
         average_alone,
         "answers",
-        "averaged with lone model",
+        "averaged with local",
         "Each client averages its options' probabilities with those of a model that it trains alone.",
-        traits=frozenset({"lone model"}),
+        traits=frozenset({"local model"}),
     )
 }

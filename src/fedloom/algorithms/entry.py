@@ -29,7 +29,7 @@ TRAITS = {
     "extras": "clients send more than their delta",
     "gradient": "it makes the gradient in its own way",
     "own model": "each client ends with a model of its own",
-    "lone model": "it also uses the model that each client trains alone",
+    "local model": "it also uses the model that each client trains alone",
     "no values": "neither parameters nor deltas travel",
     "noise": "it adds noise that hides a single client, or a single example, within a bound on its delta",
 }

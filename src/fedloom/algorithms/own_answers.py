@@ -49,7 +49,7 @@ def probabilities(scores: NDArray[np.float64]) -> Chances:
     return values / values.sum()
 
 
-def weight_of_lone_model(weight: float) -> float:
+def weight_of_local_model(weight: float) -> float:
     """Return the weight of the model that a client trains alone.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Answers pooled with the lone model's: each client also trains a model alone, and multiplies the options' probabilities of both.
+"""Answers pooled with the local model's: each client also trains a model alone, and multiplies the options' probabilities of both.
 
     log p_k(y | x) = (1 − w) log p(y | x) + w log p_k,alone(y | x) + const
 
@@ -24,7 +24,7 @@ from fedloom.algorithms.own_answers import (
     Known,
     OwnAnswers,
     probabilities,
-    weight_of_lone_model,
+    weight_of_local_model,
 )
 
 SMALLEST = np.finfo(np.float64).tiny
@@ -35,12 +35,12 @@ def pool_alone(*, weight: float = 0.3) -> OwnAnswers:
     """Make the logarithmic pool with the model that each client trains alone.
 
     Args:
-        weight: Weight w of the lone model, from 0 to 1.
+        weight: Weight w of the local model, from 0 to 1.
 
     Raises:
         ValueError: The weight is out of range.
     """
-    weight = weight_of_lone_model(weight)
+    weight = weight_of_local_model(weight)
 
     def choose(chances: Chances, known: Known) -> Chances:
         if known.alone is None:
@@ -55,8 +55,8 @@ ENTRIES = {
     "pool-alone": Entry(
         pool_alone,
         "answers",
-        "pooled",
+        "pooled with local",
         "Each client multiplies its options' probabilities with those of a model that it trains alone, each to a power.",
-        traits=frozenset({"lone model"}),
+        traits=frozenset({"local model"}),
     )
 }

@@ -198,7 +198,7 @@ def part_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
 def _lacks(experiment: ExperimentBase, method: Method, part: str) -> str | None:
     """Return which other model a part of a method uses that the method or the experiment does not have, or None."""
     entries = experiment.entries
-    if "lone model" in entries[part].traits and "local" not in experiment.methods:
+    if "local model" in entries[part].traits and "local" not in experiment.methods:
         return "uses the models that clients train alone, which are those of local; add local to methods"
     own = [
         one for one in method.parts if "own model" in entries[one].traits and entries[one].kind != "personal"

@@ -135,7 +135,7 @@ def _require_fitting(name: str, base: str, parts: Sequence[str], entries: Mappin
         if kind not in _ADDABLE[base]:
             reason = "it has no updates to combine" if base == "centralized" else "each client trains alone"
             raise UserError(f'"{name}": {part} cannot be added to {base}, for {reason}')
-        if ("own model" in traits and kind != "stage") or ("lone model" in traits and base == "local"):
+        if ("own model" in traits and kind != "stage") or ("local model" in traits and base == "local"):
             raise UserError(f'"{name}": {part} cannot be added to {base}, whose model is the client\'s own')
 
 

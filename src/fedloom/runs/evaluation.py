@@ -227,12 +227,12 @@ def _chosen(
     alone: Mapping[int, Question],
 ) -> Answers:
     """Return the answers to validation examples that a client chooses itself."""
-    lone = None
+    local = None
     if client in alone:
         question = replace(alone[client], client=client, test="validation")
-        (lone,) = backend_of(context, question.method).answer([question])
+        (local,) = backend_of(context, question.method).answer([question])
     counts = label_counts(context.plan, context.data.train, client)
-    return choose_answers(parts, counts, examples, answers, lone)
+    return choose_answers(parts, counts, examples, answers, local)
 
 
 def _values(

@@ -159,7 +159,7 @@ def _federated(context: RunContext, method: Method, name: str) -> Outcome:
     clients = range(len(context.plan.clients))
     (training_state,) = train_method(context, method, trained_as(context.experiment, name), [(None, clients)])
     models, rounds = reported_models(context, method, name, [(None, training_state)])
-    alone = _lone_models(context, method)
+    alone = _local_models(context, method)
     models = _interpolated(context, method, name, models, alone)
     validation = validate(context, models, name, rounds, alone)
     if None in models:
@@ -174,9 +174,9 @@ def _federated(context: RunContext, method: Method, name: str) -> Outcome:
     return scores, training_state.bytes_up, training_state.bytes_down, validation
 
 
-def _lone_models(context: RunContext, method: Method) -> dict[int, Question]:
+def _local_models(context: RunContext, method: Method) -> dict[int, Question]:
     """Return the model that each client trains alone, if the method uses it; `local` trains it, now or before."""
-    if not any("lone model" in context.experiment.entries[part].traits for part in method.parts):
+    if not any("local model" in context.experiment.entries[part].traits for part in method.parts):
         return {}
     local = context.experiment.method("local")
     trained = list(
@@ -203,7 +203,7 @@ def _centralized(context: RunContext, method: Method, name: str) -> Outcome:
         context, method, trained_as(context.experiment, name), [(None, range(1))]
     )
     models, rounds = reported_models(context, method, name, [(None, training_state)])
-    alone = _lone_models(context, method)
+    alone = _local_models(context, method)
     validation = validate(context, models, name, rounds, alone)
     return global_scores(context, models, name, rounds, alone), 0, 0, validation
 

@@ -144,11 +144,11 @@ def _choose(
     """Return for each model the test answers by slice that its client, or each client of a global model, chooses itself."""
     data, chosen = context.data, list[dict[int, dict[str, Answers]]]()
     holders = [holder for client in models for holder in _holders(context, client) if holder in alone]
-    lone = _lone_answers(context, {holder: alone[holder] for holder in holders}, list(answers[0]))
+    local = _local_answers(context, {holder: alone[holder] for holder in holders}, list(answers[0]))
     for client, by_slice in zip(models, answers, strict=True):
         own = dict[int, dict[str, Answers]]()
         for holder in _holders(context, client):
-            counts, other = label_counts(context.plan, data.train, holder), lone.get(holder, {})
+            counts, other = label_counts(context.plan, data.train, holder), local.get(holder, {})
             own[holder] = {
                 part: choose_answers(parts, counts, data.test, given, other.get(part))
                 for part, given in by_slice.items()
@@ -167,7 +167,7 @@ def _together(context: RunContext) -> int:
     return SCORED_TOGETHER if context.tuned.stackable else 1
 
 
-def _lone_answers(
+def _local_answers(
     context: RunContext, alone: Mapping[int, Question], slices: Sequence[str]
 ) -> dict[int, dict[str, Answers]]:
     """Return client → slice → test answers of the model that it trained alone, asked in groups as `own_scores` does."""

@@ -47,5 +47,5 @@ def asked_again(experiment: Experiment, name: str) -> bool:
     owner, entries = trained_as(experiment, name), experiment.entries
     others = [other for other in experiment.methods if other != name]
     parts = [part for other in others for part in experiment.method(other).parts]
-    lone = owner == "local" and any("lone model" in entries[part].traits for part in parts)
-    return lone or any(trained_as(experiment, other) == owner for other in others)
+    local = owner == "local" and any("local model" in entries[part].traits for part in parts)
+    return local or any(trained_as(experiment, other) == owner for other in others)
