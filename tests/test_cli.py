@@ -1,10 +1,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import fedloom
@@ -239,6 +242,24 @@ def test_help_writes_brackets_without_backslashes(words: list[str]) -> None:
     result = CliRunner().invoke(app, [*words, "--help"])
     assert "[required]" in result.output
     assert "\\" not in result.output
+
+
+def _commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the words of each command and the command, those of groups too."""
+    for name, one in getattr(command, "commands", {}).items():
+        yield from _commands(one, (*words, name))
+    if not hasattr(command, "commands"):
+        yield words, command
+
+
+@pytest.mark.parametrize(("words", "command"), list(_commands(get_command(app))), ids=str)
+def test_help_explains_every_argument_and_option(words: tuple[str, ...], command: Any) -> None:
+    """Some pairs of versions of typer and click leave out what an argument is."""
+    output = " ".join(CliRunner().invoke(app, [*words, "--help"]).output.split())
+    for parameter in command.params:
+        first = " ".join((parameter.help or "").split()[:2])
+        assert first, f"{parameter.name} has no help"
+        assert first in output
 
 
 def test_help_version_and_bad_keys_load_no_torch():

@@ -359,7 +359,7 @@ def test_a_perfect_score_has_an_interval_of_positive_width():
     """n / (n + z²): of 262 right answers in 262, the lower end is 262 / 265.84 = 98.6 %."""
     text = " ".join(run_findings({"scores": {"fedavg": of_choice({"both": 1.0})}}, 262))
     assert "95 % confidence interval (Wilson) of FedAvg's 100.0% is 98.6 to 100.0%" in text
-    assert "Differences below about 1.4 points are not significant" in text
+    assert "differences below about 1.4 points are not significant" in text
 
 
 def test_the_margin_of_a_difference_by_hand():

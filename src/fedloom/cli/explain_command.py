@@ -39,7 +39,8 @@ EXIT_CODES = (
     ),
     ExitCode(
         (2,),
-        "Something has to change: an option, a recipe, a file, or a shortage on the machine (disk space, memory, permission).",
+        "Something has to change: an option, a recipe, a file, or a shortage on the machine (disk space, memory, permission). "
+        "For `fedloom site` also: the run is over, and this site was refused.",
         "The message states the problem, its place, and a remedy.",
     ),
     ExitCode(

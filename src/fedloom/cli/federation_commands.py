@@ -317,7 +317,7 @@ def doctor(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check the installation: versions, devices, extras, cache and disk; or, with --server, the way to a server."""
+    """Check the installation: versions, devices, extras, cache and disk; or, with --server, the connection to a server."""
     with report_errors(debug, as_json=as_json):
         if server is None:
             from fedloom.system.installation import installation_checks

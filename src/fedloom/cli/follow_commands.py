@@ -18,7 +18,7 @@ Folder = Annotated[
 def watch(
     folder: Folder,
     once: Annotated[bool, typer.Option("--once", help="Print the present state and end.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

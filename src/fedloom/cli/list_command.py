@@ -144,7 +144,7 @@ def list_(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List what there is to choose from."""
+    """List recipes, algorithms, datasets, models, strategies, scenarios or methods."""
     with report_errors(debug, as_json=as_json):
         from fedloom.experiment.plugins_key import Pluggable
 

@@ -17,7 +17,7 @@ def runs(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the runs and sweeps in a folder, the newest last, with their state and main figure."""
+    """List the runs and sweeps in a folder, the newest last, with their state and headline score."""
     with report_errors(debug, as_json=as_json):
         from fedloom.runs.list_runs import list_runs
 

@@ -140,9 +140,9 @@ def chance_sentences(result: Json, questions: float | None) -> list[str]:
     fewer = "" if round(count) >= questions else f" (as informative as {count:,.0f} independent ones)"
     return [
         f"On {questions:,.0f} test question{'' if questions == 1 else 's'}{fewer} the 95 % confidence interval (Wilson) of "
-        f"{_possessor(result, method)} {percent(value)}% is {percent(low)} to {percent(high)}%. Differences below about "
-        f"{percent(margin(value, value, count))} points are not significant. Scores also vary by seed, which one "
-        "run cannot show."
+        f"{_possessor(result, method)} {percent(value)}% is {percent(low)} to {percent(high)}%. If answers are taken as "
+        f"independent, differences below about {percent(margin(value, value, count))} points are not significant at the 5 % "
+        "level; paired ones may be. Scores also vary by seed, which one run cannot show."
     ]
 
 
