@@ -16,8 +16,8 @@ from fedloom.models import logits
 from fedloom.models.batches import encode, option_scores
 from fedloom.models.load_model import load_vlm
 from fedloom.models.teacher_forcing import teacher_forced
-from fedloom.tasks import TASKS
-from fedloom.tasks.score_answers import Answers
+from fedloom.tasks import TASKS, UNPARSED
+from fedloom.tasks.score_answers import Answers, score
 from fedloom.types import Conversation, Example, Presence
 
 
@@ -84,6 +84,22 @@ def test_passes_that_stay_within_a_bound_of_memory_change_no_answer(
     for count, width in first:
         size = answer_passes.token_bytes(vlm) + answer_passes.MASK_BYTES * width
         assert count == clients or count * width * size <= bound
+
+
+@pytest.mark.parametrize("scoring", ["likelihood", "generate", "teacher-forced"])
+def test_output_that_is_not_finite_is_no_answer(scoring: str, tiny_model: Path) -> None:
+    """An answer that is not a number would look like the first option, or like the first token of the vocabulary."""
+    vlm, options = load_vlm(str(tiny_model)), ("yes", "no")
+    examples = [
+        Example(f"{k}", "Which?", options[k], text="a text", label=k, options=options) for k in range(2)
+    ]
+    vlm.decoder.register_forward_hook(lambda module, inputs, output: (output[0] * float("nan"),))
+    presence, settings = [Presence(False, True)] * 2, Evaluate.model_validate({"scoring": scoring})
+    answers = answer_examples(vlm, examples, presence, settings)
+    assert answers.answers == (UNPARSED, UNPARSED) and answers.probabilities == (None, None)
+    assert set(answers.replies) == ({None} if scoring == "likelihood" else {""})
+    scores = score(examples, answers)
+    assert scores["accuracy"] == 0 and scores["unparsed"] == 1
 
 
 def test_a_question_that_is_larger_than_the_bound_has_a_pass_of_its_own(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,7 +84,8 @@ def answer_rows(
         share: Which part of the examples is answered.
 
     Returns:
-        Each client's answers; those to other parts are `UNPARSED`, with neither reply nor probabilities.
+        Each client's answers; those to other parts are `UNPARSED`, with neither reply nor probabilities, and so is an answer
+        where the model's output is not finite.
     """
     conversations = render(examples, presence, settings.answer, clause=clause)
     rows = range(len(connects))
@@ -94,7 +96,7 @@ def answer_rows(
         if isinstance(result, str):
             replies[row][k] = result
             answers[row][k] = TASKS[examples[k].task].parse(result, examples[k], answer_form=settings.answer)
-        else:
+        elif all(map(isfinite, result)):  # argmax of NaN would be an option as any other
             chances = np.array(result)
             answers[row][k], probabilities[row][k] = int(chances.argmax()), chances
     return [
