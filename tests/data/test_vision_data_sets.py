@@ -364,9 +364,11 @@ def test_coco_qa_ugly_lines(write, load, trees, tmp_path):
     trees.put(tmp_path / "train/img_ids.txt", "0\n1\nx\n555\n")
     assert [(bad.line, bad.reason) for bad in load("coco-qa", test_share=0.5).rejected] == [
         (2, "types is '4', not one of 0, 1, 2, 3"),
-        (3, "img_ids is 'x', not a number"),
+        (3, "img_ids is 'x', not a number of at most 12 digits"),
         (4, "image 'COCO_val2014_000000000555.jpg' is missing"),
     ]
+    trees.put(tmp_path / "train/img_ids.txt", f"0\n1\n{'9' * 5000}\n555\n")
+    assert load("coco-qa", test_share=0.5).rejected[1].reason.endswith("not a number of at most 12 digits")
     trees.put(tmp_path / "train/types.txt", "0\n")
     with pytest.raises(
         UserError, match=r"the files differ in their number of lines \(questions 4, answers 4, types 1"
