@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -464,6 +465,23 @@ def test_mimic_cxr_ugly_studies(write, load, trees, tmp_path):
         (13, "split is 'tset', not one of train, validate, test"),
         (14, "study_id is empty"),
     ]
+
+
+def test_a_report_that_cannot_be_read_costs_its_study_only(write, load, monkeypatch):
+    write("mimic-cxr")
+    before, read_text = load("mimic-cxr"), Path.read_text
+
+    def read(path, *arguments, **more):
+        if path.name == "s50000001.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_text(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    after = load("mimic-cxr")
+    assert [bad.reason for bad in after.rejected] == [
+        "the report p10/p10000001/s50000001.txt is unreadable (Permission denied)"
+    ]
+    assert {one.id for one in before.examples} - {one.id for one in after.examples} == {"50000001"}
 
 
 def test_a_report_without_headings_has_no_sections():
