@@ -44,6 +44,29 @@ def test_generation_ends_where_the_models_positions_do(
     assert max(seen) < length + max(left, 1)
 
 
+@pytest.mark.parametrize("clients", [1, 2])
+def test_a_question_with_a_long_prompt_does_not_cut_the_replies_to_others(
+    clients: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm, presence = load_vlm(str(tiny_model)), Presence(False, True)
+    answers = ("word " * 20, "word", "word " * 9)
+    asked = [
+        Example(f"{k}", "Which? " * (1 + 9 * (k == 1)), answer, text="a text", task="caption")
+        for k, answer in enumerate(answers)
+    ]
+    talks = [TASKS["caption"].render(one, presence, answer_form="text") for one in asked]
+    prompts = [len(encode(vlm, talk, []).prompt) for talk in talks]
+    vlm.model.config.get_text_config().max_position_embeddings = max(prompts) + 3
+    monkeypatch.setattr("fedloom.models.batches._ends", lambda vlm: [-1])
+    settings, connects = Evaluate(scoring="generate"), [vlm.connect] * clients
+    first, *others = answer_rows(vlm, connects, asked, [presence] * 3, settings)
+    assert [one.replies for one in others] == [first.replies] * (clients - 1)
+    # The longest answer of a batch decides on the length of all replies.
+    without, *_ = answer_rows(vlm, connects, [asked[0], asked[2]], [presence] * 2, settings)
+    assert (first.replies[0], first.replies[2]) == without.replies
+    assert len(first.replies[1] or "") < len(first.replies[0] or "")
+
+
 def questions(count: int) -> list[Example]:
     """Return questions of different lengths; the longest answer is the last one's."""
     options = ("word", "other words")
