@@ -16,8 +16,8 @@ from fedloom.models import logits
 from fedloom.models.batches import encode, option_scores
 from fedloom.models.load_model import load_vlm
 from fedloom.models.teacher_forcing import teacher_forced
-from fedloom.tasks import TASKS
-from fedloom.tasks.score_answers import Answers
+from fedloom.tasks import TASKS, UNPARSED
+from fedloom.tasks.score_answers import Answers, score
 from fedloom.types import Conversation, Example, Presence
 
 
@@ -42,6 +42,29 @@ def test_generation_ends_where_the_models_positions_do(
     answer_examples(vlm, [example], presence, Evaluate(scoring="generate"))
     assert len(seen) == rounds
     assert max(seen) < length + max(left, 1)
+
+
+@pytest.mark.parametrize("clients", [1, 2])
+def test_a_question_with_a_long_prompt_does_not_cut_the_replies_to_others(
+    clients: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm, presence = load_vlm(str(tiny_model)), Presence(False, True)
+    answers = ("word " * 20, "word", "word " * 9)
+    asked = [
+        Example(f"{k}", "Which? " * (1 + 9 * (k == 1)), answer, text="a text", task="caption")
+        for k, answer in enumerate(answers)
+    ]
+    talks = [TASKS["caption"].render(one, presence, answer_form="text") for one in asked]
+    prompts = [len(encode(vlm, talk, []).prompt) for talk in talks]
+    vlm.model.config.get_text_config().max_position_embeddings = max(prompts) + 3
+    monkeypatch.setattr("fedloom.models.batches._ends", lambda vlm: [-1])
+    settings, connects = Evaluate(scoring="generate"), [vlm.connect] * clients
+    first, *others = answer_rows(vlm, connects, asked, [presence] * 3, settings)
+    assert [one.replies for one in others] == [first.replies] * (clients - 1)
+    # The longest answer of a batch decides on the length of all replies.
+    without, *_ = answer_rows(vlm, connects, [asked[0], asked[2]], [presence] * 2, settings)
+    assert (first.replies[0], first.replies[2]) == without.replies
+    assert len(first.replies[1] or "") < len(first.replies[0] or "")
 
 
 def questions(count: int) -> list[Example]:
@@ -84,6 +107,22 @@ def test_passes_that_stay_within_a_bound_of_memory_change_no_answer(
     for count, width in first:
         size = answer_passes.token_bytes(vlm) + answer_passes.MASK_BYTES * width
         assert count == clients or count * width * size <= bound
+
+
+@pytest.mark.parametrize("scoring", ["likelihood", "generate", "teacher-forced"])
+def test_output_that_is_not_finite_is_no_answer(scoring: str, tiny_model: Path) -> None:
+    """An answer that is not a number would look like the first option, or like the first token of the vocabulary."""
+    vlm, options = load_vlm(str(tiny_model)), ("yes", "no")
+    examples = [
+        Example(f"{k}", "Which?", options[k], text="a text", label=k, options=options) for k in range(2)
+    ]
+    vlm.decoder.register_forward_hook(lambda module, inputs, output: (output[0] * float("nan"),))
+    presence, settings = [Presence(False, True)] * 2, Evaluate.model_validate({"scoring": scoring})
+    answers = answer_examples(vlm, examples, presence, settings)
+    assert answers.answers == (UNPARSED, UNPARSED) and answers.probabilities == (None, None)
+    assert set(answers.replies) == ({None} if scoring == "likelihood" else {""})
+    scores = score(examples, answers)
+    assert scores["accuracy"] == 0 and scores["unparsed"] == 1
 
 
 def test_a_question_that_is_larger_than_the_bound_has_a_pass_of_its_own(

@@ -220,6 +220,17 @@ def test_files_that_are_no_images_do_not_count(name: str, fill: Any) -> None:
     assert len(data.examples) == 8 and not data.rejected
 
 
+@pytest.mark.parametrize("name", [b"caf\xe9/0.png", b"cat/\xff.png"])
+def test_a_name_that_is_not_utf8_is_explained(name: bytes, fill: Any) -> None:
+    folder = fill("cat*4", "dog*4")
+    place = os.path.join(os.fsencode(folder), name)
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    os.rename(folder / "dog/0.png", place)
+    data = load(folder)
+    assert reasons(data) == {os.fsdecode(name): "its path is not UTF-8 text; rename the file or its folder"}
+    assert len(data.examples) == 7
+
+
 @pytest.mark.parametrize("closed", ["cat", "cat/deep", "train/cat", "test"])
 def test_a_folder_that_cannot_be_read_is_named_and_costs_no_other(
     closed: str, fill: Any, monkeypatch: pytest.MonkeyPatch

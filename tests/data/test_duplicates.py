@@ -10,6 +10,7 @@ from PIL import Image
 from fedloom.data.check_folder import check
 from fedloom.data.duplicates import normalized_text
 from fedloom.data.own_folder import load_folder
+from fedloom.tasks.task import clean_text
 
 
 def variants(text):
@@ -20,6 +21,26 @@ def variants(text):
 def test_spellings_of_one_text_are_alike(text):
     assert {normalized_text(one) for one in variants(text)} == {normalized_text(text)}
     assert normalized_text(text) != normalized_text(f"{text}x")
+
+
+@pytest.mark.parametrize("text", ["<5 mm", "< 5 mm", "<<a", "[INST] x", "[1, 2]", "<image>", "a <b> [c]"])
+def test_texts_that_prompts_show_alike_are_alike(text):
+    """Otherwise they would be two options of which a model cannot tell which is which."""
+    assert normalized_text(clean_text(text)) == normalized_text(text)
+    assert normalized_text(text) != normalized_text(text.replace("<", ">").replace("[", "("))
+
+
+@pytest.mark.parametrize("mark", ["\u200b", "\u2060", "\ufeff"])
+def test_classes_do_not_differ_in_what_nobody_sees(mark, tmp_path, settings):
+    answers = ["cat", f"{mark}cat", "cat", f"cat{mark}", f"c{mark}at", "dog", f"dog{mark}", "dog"]
+    records = [{"text": f"{n}", "question": "Which?", "answer": one} for n, one in enumerate(answers)]
+    data = load(tmp_path, records, settings)
+    assert {(example.answer, example.options) for example in data.examples} == {
+        ("cat", ("cat", "dog")),
+        ("dog", ("cat", "dog")),
+    }
+    # Signs that join letters or pictures are a part of them.
+    assert normalized_text("👩\u200d🚀") != normalized_text("👩🚀")
 
 
 def load(root, records, settings, **changes):

@@ -57,6 +57,7 @@ UGLY = [
     (b'"text"', "text instead of an object"),
     (b'{"question": NaN}', "bad JSON: NaN is not a JSON number"),
     (b'{"question": -Infinity}', "bad JSON: -Infinity is not a JSON number"),
+    (b'{"id": %s}' % (b"9" * 5000), "bad JSON: a number of 5,000 digits; at most 308 are read"),
     (b'{"answer": "a", "answer": "b"}', "bad JSON: key 'answer' appears twice"),
     (DEEP, "bad JSON: nested too deeply"),
     (line(text="x" * MAX_LINE), "line is longer than 1,000,000 bytes"),
@@ -540,6 +541,7 @@ def test_lines_and_lists_are_read_whatever_the_file_is_called(tmp_path, settings
 def test_a_bad_entry_loses_no_other(tmp_path, settings):
     good = json.dumps({"text": "t", "question": "q", "answer": "a"})
     bad = ['{"a": 1, "a": 2}', '{"text": NaN}', '{"text": "t", "more": [{"b": [{"c": 1, "c": 1}]}]}', "NaN"]
+    bad.append('{"id": -%s}' % ("1" * 400))
     (tmp_path / "any.json").write_text(f"[{good}, {', '.join(bad)}, {good}]")
     data = load_folder(settings(root=tmp_path), 0)
     assert len(examples_of(data)) == 2
@@ -548,6 +550,7 @@ def test_a_bad_entry_loses_no_other(tmp_path, settings):
         "entry 3: bad JSON: NaN is not a JSON number",
         "entry 4: bad JSON: key 'c' appears twice",
         "entry 5: bad JSON: NaN is not a JSON number",
+        "entry 6: bad JSON: a number of 400 digits; at most 308 are read",
     ]
 
 

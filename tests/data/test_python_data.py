@@ -430,6 +430,31 @@ def test_mistakes_in_python_are_reported_as_those_in_files() -> None:
         load_data(experiment.data, 0, experiment.datasets)
 
 
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        ({"train": Dataset([{"text": "t"}]), "test": Dataset([])}, "train, test"),
+        ({"train": DataFrame([{"text": "t"}])}, "train"),
+        ({"train": [{"text": "t"}], "name": "mine"}, "train"),
+        ({"text": ["t", "u"], "question": ["?", "?"], "answer": ["a", "b"]}, "text, question, answer"),
+    ],
+)
+def test_a_dict_of_parts_or_columns_is_answered_with_what_to_give(value: Any, held: str) -> None:
+    """Such as a DatasetDict, which `load_dataset` gives."""
+    message = f"a dict with data under {held} is not read; give one set of records, .* in `split`"
+    for given in (value, {"records": value}):
+        with pytest.raises(UserError, match=message):
+            experiment = fedloom.Experiment(data=given)
+            load_data(experiment.data, 0, experiment.datasets)
+    with pytest.raises(UserError, match=message):
+        examples_of(value)
+
+
+def test_a_list_under_a_known_key_is_a_mistake_of_that_key() -> None:
+    with pytest.raises(UserError, match=r"data\.limit is a list, but must be"):
+        fedloom.Experiment(data={"limit": [3]})
+
+
 @pytest.mark.parametrize("value", [5, {1, 2}, "emoji"])
 def test_a_value_that_is_no_data_is_answered_with_what_python_may_give(value: Any) -> None:
     with pytest.raises(

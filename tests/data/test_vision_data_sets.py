@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -364,9 +365,11 @@ def test_coco_qa_ugly_lines(write, load, trees, tmp_path):
     trees.put(tmp_path / "train/img_ids.txt", "0\n1\nx\n555\n")
     assert [(bad.line, bad.reason) for bad in load("coco-qa", test_share=0.5).rejected] == [
         (2, "types is '4', not one of 0, 1, 2, 3"),
-        (3, "img_ids is 'x', not a number"),
+        (3, "img_ids is 'x', not a number of at most 12 digits"),
         (4, "image 'COCO_val2014_000000000555.jpg' is missing"),
     ]
+    trees.put(tmp_path / "train/img_ids.txt", f"0\n1\n{'9' * 5000}\n555\n")
+    assert load("coco-qa", test_share=0.5).rejected[1].reason.endswith("not a number of at most 12 digits")
     trees.put(tmp_path / "train/types.txt", "0\n")
     with pytest.raises(
         UserError, match=r"the files differ in their number of lines \(questions 4, answers 4, types 1"
@@ -462,6 +465,23 @@ def test_mimic_cxr_ugly_studies(write, load, trees, tmp_path):
         (13, "split is 'tset', not one of train, validate, test"),
         (14, "study_id is empty"),
     ]
+
+
+def test_a_report_that_cannot_be_read_costs_its_study_only(write, load, monkeypatch):
+    write("mimic-cxr")
+    before, read_text = load("mimic-cxr"), Path.read_text
+
+    def read(path, *arguments, **more):
+        if path.name == "s50000001.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_text(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    after = load("mimic-cxr")
+    assert [bad.reason for bad in after.rejected] == [
+        "the report p10/p10000001/s50000001.txt is unreadable (Permission denied)"
+    ]
+    assert {one.id for one in before.examples} - {one.id for one in after.examples} == {"50000001"}
 
 
 def test_a_report_without_headings_has_no_sections():

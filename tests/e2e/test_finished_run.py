@@ -153,6 +153,16 @@ def test_mistakes_are_one_message(ask: dict[str, Any], message: str, run: Finish
         run.ask(**ask)
 
 
+def test_a_model_whose_output_is_not_finite_chooses_no_option(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "fedloom.runs.trained_model.score_options", lambda vlm, batch: torch.full((1, 3), torch.nan)
+    )
+    with pytest.raises(UserError, match="fedavg cannot answer: its output is not finite"):
+        run.ask(None, "A note.", "What is it?", OPTIONS)
+
+
 def test_own_metrics_come_from_the_predictions(run: FinishedRun) -> None:
     found = fedloom.evaluate(run, metrics={"first": lambda example, answer: float(answer == 0)})
     rows = run.predictions.where(method="fedavg", slice="both", client=None)

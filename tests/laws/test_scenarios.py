@@ -188,6 +188,14 @@ def test_dirichlet_with_a_large_alpha_gives_equal_shares_of_every_label():
         assert all(abs(counts[label] - 25) <= 1 for label in range(len(OPTIONS)))
 
 
+@pytest.mark.parametrize("mode", ["corrected", "published"])
+def test_an_alpha_beyond_the_range_of_the_draw_is_refused(mode):
+    """All sums are infinite then, and all shares 0: one client would get nearly everything, the opposite of equal shares."""
+    examples = [example(n, label=n % 2) for n in range(80)]
+    with pytest.raises(UserError, match=r"scenario\.alpha is 1\.7e\+308, too large for a draw; take 1e6"):
+        build_plan(examples, scenario(alpha=1.7e308, clients=4, mode=mode), 0)
+
+
 def test_dirichlet_with_a_small_alpha_gives_nearly_every_label_to_one_client():
     examples = many(300)
     plan = build_plan(examples, scenario(alpha=1e-3, clients=3), 0)

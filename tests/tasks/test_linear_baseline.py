@@ -101,6 +101,10 @@ def test_a_single_class_is_always_answered():
 def test_other_options_are_refused():
     with pytest.raises(UserError, match="'100' has no options"):
         linear_baseline(TRAIN, [replace(TEST[0], options=())])
+    turned, renamed = OPTIONS[::-1], tuple(f"other {option}" for option in OPTIONS)
+    for options in (turned, renamed, OPTIONS[:-1]):
+        with pytest.raises(UserError, match=r"'100' has other options than '.*', or another order of them"):
+            linear_baseline(TRAIN, [replace(TEST[0], options=options)])
 
 
 def test_without_scikit_learn_the_message_names_the_extra_to_install(monkeypatch):

@@ -36,6 +36,16 @@ def test_a_line_says_what_was_answered_and_whether_it_is_right(tmp_path: Path) -
     assert (empty.answer, empty.correct, empty.score, empty.reply) == (None, False, 0, "")
 
 
+def test_probabilities_that_were_no_numbers_are_none(tmp_path: Path) -> None:
+    """Earlier versions wrote NaN, as null, where a model's output was not finite."""
+    judged = Answers((0, 1), (np.array([np.nan, np.nan]), np.array([0.25, 0.75])), (None, None))
+    file = tmp_path / "predictions.jsonl"
+    write_predictions(file, "fedavg", [CHOICE] * 2, {None: {"both": judged}})
+    assert [one.scores for one in read_predictions(file)] == [None, (0.25, 0.75)]
+    scores = score([CHOICE] * 2, answers_of(read_predictions(file)))
+    assert scores["accuracy"] == 0.5 and scores["auc"] is None
+
+
 @pytest.mark.parametrize(
     ("example", "answers"),
     [

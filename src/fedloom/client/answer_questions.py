@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,7 +84,8 @@ def answer_rows(
         share: Which part of the examples is answered.
 
     Returns:
-        Each client's answers; those to other parts are `UNPARSED`, with neither reply nor probabilities.
+        Each client's answers; those to other parts are `UNPARSED`, with neither reply nor probabilities, and so is an answer
+        where the model's output is not finite.
     """
     conversations = render(examples, presence, settings.answer, clause=clause)
     rows = range(len(connects))
@@ -94,7 +96,7 @@ def answer_rows(
         if isinstance(result, str):
             replies[row][k] = result
             answers[row][k] = TASKS[examples[k].task].parse(result, examples[k], answer_form=settings.answer)
-        else:
+        elif all(map(isfinite, result)):  # argmax of NaN would be an option as any other
             chances = np.array(result)
             answers[row][k], probabilities[row][k] = int(chances.argmax()), chances
     return [
@@ -200,30 +202,40 @@ def _replies(
     vlm: Vlm, connects: Sequence[Connect], batch: Sequence[Conversation], settings: Evaluate
 ) -> list[str]:
     """Return the reply to every question, client after client."""
+    replies = [[""] * len(batch) for _ in connects]
+    for most, places in _by_length(vlm, batch, settings).items():
+        some = [batch[place] for place in places]
+        if settings.scoring == "teacher-forced":
+            answer_all = partial(teacher_forced, vlm)
+            widths = [
+                _width(vlm, replace(conversation, options=(conversation.answer,)), slice(1))
+                for conversation in some
+            ]
+        else:
+            answer_all = partial(generate, vlm, max_tokens=most)
+            widths = [len(encode(vlm, conversation, []).prompt) + most for conversation in some]
+        for run in passes(vlm, widths, len(connects)):
+            asked = places[run]
+            texts = answer_all(some[run], connects=connects)
+            for number, text in enumerate(texts):
+                replies[number // len(asked)][asked[number % len(asked)]] = text
+    return [reply for row in replies for reply in row]
+
+
+def _by_length(vlm: Vlm, batch: Sequence[Conversation], settings: Evaluate) -> dict[int, list[int]]:
+    """Return most tokens of a reply → the places of the questions that may have so many.
+
+    They are the longest right answer of the batch plus a half of it and a few, or as many as the model has positions for after the
+    question's own prompt: a long prompt must not cut the replies to others. Teacher forcing gives replies a length of its own.
+    """
     if settings.scoring == "teacher-forced":
-        answer_all = partial(teacher_forced, vlm)
-        widths = [
-            _width(vlm, replace(conversation, options=(conversation.answer,)), slice(1))
-            for conversation in batch
-        ]
-    else:
-        longest = _max_tokens(vlm, batch)  # of the whole batch, so that passes change no reply
-        answer_all = partial(generate, vlm, max_tokens=longest)
-        widths = [len(encode(vlm, conversation, []).prompt) + longest for conversation in batch]
-    replies = [answer_all(batch[some], connects=connects) for some in passes(vlm, widths, len(connects))]
-    sizes = [len(part) // len(connects) for part in replies]
-    return [
-        reply
-        for row in range(len(connects))
-        for part, size in zip(replies, sizes, strict=True)
-        for reply in part[row * size : (row + 1) * size]
-    ]
-
-
-def _max_tokens(vlm: Vlm, batch: Sequence[Conversation]) -> int:
-    """Return the length of the longest right answer plus a half of it and a few tokens, as far as there are positions."""
+        return {0: list(range(len(batch)))}
     longest = max(len(vlm.tokenizer(conversation.answer)["input_ids"]) for conversation in batch)
-    return min(max_tokens_after(vlm, conversation, longest + longest // 2 + 4) for conversation in batch)
+    places: dict[int, list[int]] = {}
+    for place, conversation in enumerate(batch):
+        most = max_tokens_after(vlm, conversation, longest + longest // 2 + 4)
+        places.setdefault(most, []).append(place)
+    return places
 
 
 def max_tokens_after(vlm: Vlm, conversation: Conversation, tokens: int) -> int:

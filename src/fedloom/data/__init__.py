@@ -149,7 +149,7 @@ def check_usable(data: DataSet, settings: Data) -> DataSet:
             counts = f"{used}{f', {len(data.validation)} for validation' if len(parts) > 2 else ''}, {len(data.rejected)} invalid"
             raise UserError(
                 f"data: no {part} example is left of {where} ({counts}); "
-                "add records, or change data.test_share or their split"
+                "add records, or change data.test_share or their split (records with one image, text or question are in one part)"
             )
     return data
 

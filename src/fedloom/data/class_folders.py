@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fedloom.data.duplicates import normalized_text
 from fedloom.data.images import fully_checked_image, holds_image, quick_check
+from fedloom.data.record_fields import is_utf8
 from fedloom.data.record_files import Record, quoted
 from fedloom.data.record_folder import SPLITS, SUFFIXES, VALIDATION, VALIDATION_NAMES
 from fedloom.system.errors import UserError, reading
@@ -148,13 +149,15 @@ def _record(
     root: Path, file: Path, name: str, split: str | None, images: dict[str, LazyImage]
 ) -> Record | Rejected:
     """Return the record of an image in the folder of a class of some name, or why it cannot be used."""
+    place = file.relative_to(root).as_posix()
+    if not is_utf8(place):
+        return _rejected(root, file, "its path is not UTF-8 text; rename the file or its folder")
     if file.suffix.lower() not in ENDINGS:
         reason = quick_check(file) or f"an image whose name does not end in {', '.join(ENDINGS)}; rename it"
         return _rejected(root, file, f"it is {reason}")
     image = fully_checked_image(file)
     if isinstance(image, str):
         return _rejected(root, file, f"it is {image}")
-    place = file.relative_to(root).as_posix()
     images[key := str(len(images))] = image
     values = {"id": place, "image": key, "question": QUESTION, "answer": name}
     return Record(place, "", 0, {**values, **({} if split is None else {"split": split})})

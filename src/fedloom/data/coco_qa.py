@@ -16,11 +16,14 @@ from pathlib import Path, PurePath
 from fedloom.data.images import FileImage
 from fedloom.data.published_data_set import Count, RecordContext, Source, Table
 from fedloom.data.record_fields import InvalidRecord, one_of, required
-from fedloom.data.record_files import Record, read_lines
+from fedloom.data.record_files import Record, quoted, read_lines
 from fedloom.system.errors import UserError
 from fedloom.types import Example, Rejected
 
 TYPES = ("object", "number", "color", "location")
+DIGITS = 12
+"""Digits of the number in the name of one of COCO's photographs."""
+
 COLUMNS = ("questions", "answers", "types", "img_ids")
 
 
@@ -59,9 +62,9 @@ def make(record: Record, context: RecordContext) -> Example:
 
 def _photograph(number: str, context: RecordContext) -> FileImage:
     """Find a photograph by its number, which may belong to train or to val."""
-    if not number.isdecimal():
-        raise InvalidRecord(f"img_ids is {number!r}, not a number")
-    names = [f"COCO_{split}2014_{int(number):012}.jpg" for split in ("train", "val")]
+    if not number.isdecimal() or len(number) > DIGITS:
+        raise InvalidRecord(f"img_ids is {quoted(number)}, not a number of at most {DIGITS} digits")
+    names = [f"COCO_{split}2014_{int(number):0{DIGITS}}.jpg" for split in ("train", "val")]
     try:
         return context.find_image(names[0])
     except InvalidRecord:

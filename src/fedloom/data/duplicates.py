@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -13,17 +14,27 @@ ContentKey = tuple[Hashable, ...]
 """Content that records in different parts of a data set must not share, such as ("text", "a red car")."""
 
 
+_WITHOUT_WIDTH = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))
+"""White space that nobody sees: the zero-width space, the word joiner, and the byte-order mark, which spreadsheets leave in cells."""
+
+_SPACE_OF_PROMPTS = re.compile(r"(?<=[<\[]) ")
+
+
 def normalized_text(text: str) -> str:
     r"""Return a text without the differences of case, white space and Unicode form.
+
+    White space without width counts as none, and so does that after "<" and "[", since prompts have it there in any case.
 
     Example:
         >>> normalized_text(" Yes "), normalized_text("YES"), normalized_text("a\nb")
         ('yes', 'yes', 'a b')
         >>> normalized_text("Bru\u0308hl") == normalized_text("BRÜHL")
         True
+        >>> normalized_text("\ufeffyes"), normalized_text("< 5 mm")
+        ('yes', '<5 mm')
     """
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
-    return " ".join(folded.split())
+    return _SPACE_OF_PROMPTS.sub("", " ".join(folded.translate(_WITHOUT_WIDTH).split()))
 
 
 def pixel_key(image: LazyImage) -> str:

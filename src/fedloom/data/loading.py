@@ -36,7 +36,7 @@ def divide(
         seed: The experiment's seed; draws come from its stream "split".
 
     Returns:
-        (train, test). One part is empty only if all examples are connected by keys.
+        (train, test). The test set is empty if every group of connected examples is larger than the share.
     """
     count = min(max(round(share * len(examples)), 1), len(examples) - 1)
     chosen = stratified_sample(examples, connected_groups(keys), count, stream(seed, "split"))

@@ -59,7 +59,7 @@ def part_of(row: dict[str, Any]) -> str:
 
 
 def read(path: Path, name: str) -> Iterator[Record | Rejected]:
-    """Yield the first row of every study, with all its images and the text of its report, None if that is missing.
+    """Yield the first row of every study, with all its images and the text of its report, or why there is none.
 
     Raises:
         UserError: The file is not readable CSV text.
@@ -84,13 +84,19 @@ def read(path: Path, name: str) -> Iterator[Record | Rejected]:
         yield Record(name, "line", number, row | {"images": images, "report": _report(row, folders)})
 
 
-def _report(row: dict[str, Any], folders: tuple[Path, ...]) -> str | None:
+def _report(row: dict[str, Any], folders: tuple[Path, ...]) -> str | InvalidRecord:
+    """Return the text of a study's report, or why there is none."""
     try:
         name = f"{_patient(row)}/s{_number(row, 'study_id')}.txt"
-    except InvalidRecord:
-        return None  # `make` reports the reason
-    paths = [folder / name for folder in folders if (folder / name).is_file()]
-    return paths[0].read_text(encoding="utf-8", errors="replace") if paths else None
+    except InvalidRecord as reason:
+        return reason
+    try:
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if path is None:
+            return InvalidRecord(f"the report {name} is missing")
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return InvalidRecord(f"the report {name} is unreadable ({error.strerror})")
 
 
 def _number(row: dict[str, Any], key: str) -> str:
@@ -110,8 +116,8 @@ def make(record: Record, context: RecordContext) -> Example:
     row = record.values
     study = _number(row, "study_id")
     folder = f"{_patient(row)}/s{study}"
-    if row["report"] is None:
-        raise InvalidRecord(f"the report {folder}.txt is missing")
+    if isinstance(row["report"], InvalidRecord):
+        raise row["report"]
     answer = findings_text(row["report"])
     if not answer:
         raise InvalidRecord(f"the report {folder}.txt has neither findings nor impression")

@@ -59,6 +59,24 @@ def is_python_data(value: Any) -> bool:
     return isinstance(value, list | tuple | Path) or _is_frame(value) or _is_dataset(value)
 
 
+def require_one_set(value: Mapping[str, Any]) -> None:
+    """Refuse a dict whose values are data: the parts of a data set, as those of a `datasets.DatasetDict`, or columns.
+
+    Raises:
+        UserError: A value is data.
+    """
+    held = [
+        str(key)
+        for key, inner in value.items()
+        if not isinstance(inner, str | Path) and is_python_data(inner)
+    ]
+    if held:
+        raise UserError(
+            f"data: a dict with data under {', '.join(held)} is not read; give one set of records, of which each may say in `split` "
+            f"that it is for train, test or validation: {KINDS}"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class PythonLoader:
     """A loader of data that are given as a value; see `KINDS`.
@@ -147,6 +165,8 @@ def _rows(value: Any) -> Iterable[Any]:
         return _file_rows(Path(value))
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return value
+    if isinstance(value, Mapping):
+        require_one_set(value)
     raise UserError(f"data: expected {KINDS}, not a {type(value).__name__}")
 
 

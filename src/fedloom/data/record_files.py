@@ -20,6 +20,9 @@ from fedloom.types import Rejected
 MAX_LINE = 1_000_000
 """Maximum bytes of one line; a longer line is skipped without being held in memory."""
 
+MOST_DIGITS = 308
+"""Most digits of a whole number; a longer one is beyond the range of floating-point numbers, and Python itself reads no more than 4,300."""
+
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
@@ -56,9 +59,9 @@ def read_records(path: Path, name: str | None = None) -> Iterator[Record | Rejec
 
     The content decides if a `.jsonl` file is one list of objects, or a `.json` file has an object on every line. Blank
     lines are ignored. A byte-order mark and CRLF line ends are accepted. Unlike Python's own parser, this one does not
-    accept NaN, Infinity, or an object that names a key twice. The first line of a `.csv` or `.tsv` file names the columns.
-    In a `.tsv` file quotation marks have no special meaning; columns of a `.csv` file are separated by "," or else by ";",
-    and a quoted cell may hold several lines.
+    accept NaN, Infinity, whole numbers of more than `MOST_DIGITS` digits, or an object that names a key twice. The first line
+    of a `.csv` or `.tsv` file names the columns. In a `.tsv` file quotation marks have no special meaning; columns of a `.csv`
+    file are separated by "," or else by ";", and a quoted cell may hold several lines.
 
     Args:
         path: The file.
@@ -346,12 +349,21 @@ def _parsed(content: bytes, faults: dict[int, tuple[Any, str]] | None = None) ->
         faults: If given, the fault of a single object is stored here under the object's `id` instead of being raised.
     """
 
-    def constant(name: str) -> _Fault:
-        fault = _Fault(f"bad JSON: {name} is not a JSON number")
+    def fault_of(reason: str) -> _Fault:
+        fault = _Fault(f"bad JSON: {reason}")
         if faults is None:
             raise ValueError(fault.reason)
         faults[id(fault)] = fault, fault.reason
         return fault
+
+    def constant(name: str) -> _Fault:
+        return fault_of(f"{name} is not a JSON number")
+
+    def integer(number: str) -> int | _Fault:
+        digits = len(number.removeprefix("-"))
+        if digits <= MOST_DIGITS:
+            return int(number)
+        return fault_of(f"a number of {digits:,} digits; at most {MOST_DIGITS} are read")
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
@@ -363,7 +375,9 @@ def _parsed(content: bytes, faults: dict[int, tuple[Any, str]] | None = None) ->
         return values
 
     try:
-        return json.loads(content.decode(), parse_constant=constant, object_pairs_hook=distinct)
+        return json.loads(
+            content.decode(), parse_constant=constant, parse_int=integer, object_pairs_hook=distinct
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:

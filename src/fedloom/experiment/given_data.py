@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedloom.config.schema import Data
-from fedloom.data.python_data import PythonLoader, expanded, is_python_data
+from fedloom.data.python_data import PythonLoader, expanded, is_python_data, require_one_set
 from fedloom.plugins.plugins import Plugins
 from fedloom.types import DataSet, Example
 
@@ -23,10 +23,14 @@ def with_given_data(value: dict[str, Any]) -> dict[str, Any]:
     Args:
         value: The values that Python gives, whose `data` are a section, or data in a form of `fedloom.data.python_data.KINDS`, or a section with
             such data under "records".
+
+    Raises:
+        UserError: The data are a dict of several data sets or of columns.
     """
     data, settings = expanded(value.get("data")), dict[str, Any]()
     if isinstance(data, Mapping):
         if RECORDS not in data:
+            require_one_set({key: inner for key, inner in data.items() if key not in Data.model_fields})
             return value
         settings = {key: inner for key, inner in data.items() if key != RECORDS}
         data = expanded(data[RECORDS])

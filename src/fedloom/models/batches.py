@@ -28,7 +28,7 @@ from fedloom.models.decoder_inputs import (
 from fedloom.models.family_interface import Grid
 from fedloom.models.last_layer import last_layer_at
 from fedloom.models.load_model import Vlm
-from fedloom.models.logits import token_losses
+from fedloom.models.logits import likeliest_of, token_losses
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.types import Conversation, Turn
@@ -332,7 +332,8 @@ def generate(
     """Generate an answer to each conversation greedily, in one padded batch with a key-value cache.
 
     The arguments are those of `option_scores`. Prompts are padded on the right: new tokens follow the padding in the
-    cache, which no token sees, and their positions continue from the end of their prompt.
+    cache, which no token sees, and their positions continue from the end of their prompt. An answer ends where the model's
+    logits are not finite.
     """
     from transformers import DynamicCache
 
@@ -355,8 +356,8 @@ def generate(
     ends = vlm.send(torch.tensor(_ends(vlm)))
     tokens, done = [], torch.zeros(len(prompts), dtype=torch.bool, device=vlm.device)
     while True:
-        token = vlm.family.head(vlm.model, states).argmax(1)  # [B]
-        done |= torch.isin(token, ends)
+        token, certain = likeliest_of(vlm.family.head(vlm.model, states))  # [B]
+        done |= torch.isin(token, ends) | ~certain
         tokens.append(torch.where(done, ends[0], token))
         if bool(done.all()) or len(tokens) == max_tokens:
             break

@@ -35,10 +35,22 @@ def token_losses(vlm: Vlm, states: Tensor, targets: Tensor) -> Tensor:
 
 
 def likeliest_tokens(vlm: Vlm, states: Tensor) -> Tensor:
-    """Return the token with the largest logit for each state, shape [N], from states [N, D]."""
-    return torch.cat(
-        [vlm.family.head(vlm.model, piece).argmax(-1) for piece in states.split(_most_states(vlm))]
-    )
+    """Return the token with the largest logit for each state, shape [N], from states [N, D].
+
+    Where logits are not finite it is the token that ends an answer, which has no text.
+    """
+    pieces = (vlm.family.head(vlm.model, piece) for piece in states.split(_most_states(vlm)))
+    tokens, certain = (torch.cat(parts) for parts in zip(*map(likeliest_of, pieces), strict=True))
+    return torch.where(certain, tokens, vlm.tokenizer.eos_token_id)
+
+
+def likeliest_of(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the token with the largest of its logits, [N], from logits [N, V], and whether that logit is finite.
+
+    It is not where any logit is NaN, for instance because float16 overflowed: argmax then names the first of these.
+    """
+    tokens = logits.argmax(-1)
+    return tokens, logits.gather(-1, tokens[:, None])[:, 0].isfinite()
 
 
 def _most_states(vlm: Vlm) -> int:

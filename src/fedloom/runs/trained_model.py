@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -91,8 +92,8 @@ class TrainedModel:
             max_tokens: Most tokens of a free answer, ≥ 1.
 
         Raises:
-            UserError: There is no question, an argument is of the wrong kind, the model sees no images, or all together is
-                longer than what it can take.
+            UserError: There is no question, an argument is of the wrong kind, the model sees no images, all together is
+                longer than what it can take, or the model's output is not finite.
         """
         example = check_question(image, text, question, options)
         vlm, presence = self._live(), [Presence(True, True)]
@@ -108,6 +109,11 @@ class TrainedModel:
             chances = torch.softmax(
                 score_options(vlm, [conversation])[0][: len(options)].double(), 0
             ).tolist()
+            if not all(map(isfinite, chances)):
+                raise UserError(
+                    f"the model {self.method} cannot answer: its output is not finite, because its training failed or "
+                    "because model.precision has too small a range; ask another model"
+                )
             scores = dict(zip(options, chances, strict=True))
             return Reply(max(scores, key=scores.__getitem__), scores, self.method, self.client)
         tokens = max_tokens_after(vlm, conversation, max_tokens)

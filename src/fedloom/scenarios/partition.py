@@ -64,7 +64,7 @@ def dirichlet(pool: Pool, rng: np.random.Generator, alpha: float) -> Indices:
         The client of each example, shape [N].
 
     Raises:
-        UserError: There are more clients than examples.
+        UserError: There are more clients than examples, or α is too large for the generator.
 
     Example:
         >>> pool = Pool(np.array([0, 0, 1, 1]), [None] * 4, np.ones(4, bool), np.ones((2, 2), bool))
@@ -87,6 +87,7 @@ def dirichlet(pool: Pool, rng: np.random.Generator, alpha: float) -> Indices:
     for places in _members(alphabetical_numbers(class_names(pool.labels, pool.groups))):
         members = rng.permutation(places)
         shares = rng.dirichlet(np.full(clients, alpha))
+        require_shares(shares, alpha)
         cuts = (np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
         counts = np.diff(cuts, prepend=0, append=len(members))
         drawn.append((members, np.repeat(np.arange(clients), counts)))
@@ -181,6 +182,14 @@ def _sources_error(pool: Pool, what: str) -> UserError:
         f"{len(pool.has_image) - images} have none, but {what}; change scenario.pattern, "
         "scenario.image_clients or scenario.clients"
     )
+
+
+def require_shares(shares: NDArray[np.float64], alpha: float) -> None:
+    """Raise a UserError if draws of a Dirichlet distribution, shape [..., K], are all 0, since their sums left float64's range."""
+    if not shares.any(axis=-1).all():
+        raise UserError(
+            f"scenario.alpha is {alpha:g}, too large for a draw; take 1e6, which gives every client an equal share of every label"
+        )
 
 
 def class_names(labels: NDArray[np.int64], groups: Sequence[str | None]) -> list[str]:

@@ -29,7 +29,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedloom.scenarios.modality_pattern import Flags, image_client_count
-from fedloom.scenarios.partition import Indices, Pool, check_size, class_names, require_parts, require_takers
+from fedloom.scenarios.partition import (
+    Indices,
+    Pool,
+    check_size,
+    class_names,
+    require_parts,
+    require_shares,
+    require_takers,
+)
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -114,13 +122,14 @@ def divide_by_label(pool: Pool, alpha: float, repair: str | None) -> Parts:
             for CrisisMMD; else for each label, as for Hateful-Memes.
 
     Raises:
-        UserError: α is so small that the published generator's draw is not a number.
+        UserError: α is so small that the published generator's draw is not a number, or too large for it.
     """
     clients = len(pool.holds)
     members_of = _places_by_name(class_names(pool.labels, pool.groups))
     shares = np.random.RandomState(SEED).dirichlet([alpha] * clients, len(members_of))
     if not np.isfinite(shares).all():
         raise UserError(f"scenario.alpha is {alpha:g}, too small for the published draw; take 0.01 or more")
+    require_shares(shares, alpha)
     parts: Parts = [[] for _ in range(clients)]
     for number, members in enumerate(members_of):
         counts = (shares[number] * len(members)).astype(np.int64)

@@ -81,14 +81,16 @@ def require_choice(examples: Sequence[Example]) -> None:
     """Check that linear baselines can be trained, before anything else takes time.
 
     Raises:
-        UserError: scikit-learn is not installed, or the examples do not all have the same number of options.
+        UserError: scikit-learn is not installed, or the examples do not all have the same options in the same order, without which
+            the number of an option says nothing.
     """
     _sklearn()
     for example in examples:
-        if not example.options or len(example.options) != len(examples[0].options):
+        if not example.options or example.options != examples[0].options:
+            others = f"other options than {examples[0].id!r}, or another order of them"
             raise UserError(
                 f"methods: linear needs multiple choice with the same options everywhere, but example "
-                f"{example.id!r} has {len(example.options) or 'no'} options; leave linear out"
+                f"{example.id!r} has {others if example.options else 'no options'}; leave linear out"
             )
 
 

@@ -156,8 +156,10 @@ def read_predictions(file: Path) -> Iterator[Prediction]:
 def _prediction(value: Mapping[str, Any]) -> Prediction:
     given: dict[str, Any] = {key: value[key] for key in REQUIRED}
     given |= {key: value[key] for key in KEYS if key in value}
-    lists = {key: tuple(inner) for key, inner in given.items() if isinstance(inner, list)}
-    return Prediction(**{**given, **lists})
+    given |= {key: tuple(inner) for key, inner in given.items() if isinstance(inner, list)}
+    if None in (given.get("scores") or ()):
+        given["scores"] = None  # NaN, which earlier versions wrote where a model's output was not finite
+    return Prediction(**given)
 
 
 def answers_of(rows: Iterable[Prediction]) -> Answers:
