@@ -282,3 +282,18 @@ def test_the_module_is_the_command():
         [sys.executable, "-m", "fedloom", "--version"], capture_output=True, text=True, check=True
     )
     assert shown.stdout == f"fedloom {fedloom.__version__}\n"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e300", "-1", "0"])
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["watch", "runs/none"], "--every"),
+        (["server", "smoke", "--out", "runs/none"], "--deadline"),
+        (["server", "smoke", "--out", "runs/none"], "--join"),
+        (["site", "127.0.0.1:8470", "--name", "a"], "--idle"),
+    ],
+)
+def test_seconds_are_numbers_that_a_system_can_wait(words: list[str], option: str, value: str) -> None:
+    result = CliRunner().invoke(app, [*words, option, value])
+    assert result.exit_code == 2 and option in result.stderr

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -33,6 +34,32 @@ def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:
         pass
     with lock_folder(tmp_path):
         pass
+
+
+def test_a_folder_is_one_thread_at_a_time(tmp_path: Path) -> None:
+    faults, linked = list[str](), tmp_path / "link"
+    (tmp_path / "mine").mkdir()
+    linked.symlink_to(tmp_path / "mine", target_is_directory=True)
+
+    def work(folder: Path) -> None:
+        try:
+            with lock_folder(folder):
+                faults.append("locked")
+        except UserError as error:
+            faults.append(str(error))
+
+    with lock_folder(tmp_path / "mine"):
+        for folder in (tmp_path / "mine", linked):
+            thread = Thread(target=work, args=(folder,))
+            thread.start()
+            thread.join()
+        # The refused threads did not take the lock from this one either.
+        command = [sys.executable, "-c", HOLD, str(tmp_path / "mine")]
+        other = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        assert "another process is working in it" in other.stderr
+    assert len(faults) == 2 and all("another run of this process is working in it" in one for one in faults)
+    work(linked)
+    assert faults[-1] == "locked"
 
 
 def test_a_forked_copy_does_not_keep_the_folder_locked(tmp_path: Path) -> None:

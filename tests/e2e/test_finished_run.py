@@ -352,6 +352,19 @@ def test_the_commands(run: FinishedRun, image: Image.Image, tmp_path: Path) -> N
     assert (tmp_path / "out/adapter_config.json").is_file()
 
 
+@pytest.mark.parametrize("place", [".", "..", "folder"])
+@pytest.mark.parametrize("words", [["report", "--out"], ["leaderboard", "--csv"], ["eval", "--out"]])
+def test_a_folder_in_place_of_a_file_is_named(
+    words: list[str], place: str, run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    command, option = words
+    result = CliRunner().invoke(app, [command, str(run.folder), option, place])
+    assert result.exit_code == 2 and f"{place}: it is a folder; a file is needed" in result.stderr
+    assert [file.name for file in tmp_path.rglob("*")] == ["here", "folder"]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

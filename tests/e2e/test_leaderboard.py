@@ -121,6 +121,17 @@ def test_an_entry_is_reproduced_byte_for_byte(runs: Path, tmp_path: Path) -> Non
     assert json.loads(out.stdout)["reproduced"] is True
 
 
+@pytest.mark.parametrize("place", [".", ".."])
+def test_a_repetition_is_beside_its_run_however_that_is_named(
+    place: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(runs / "seed-0", tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine" / (place if place == "." else "methods"))
+    out = CliRunner().invoke(app, ["reproduce", place, "--quiet"])
+    assert out.exit_code == 0, out.output
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mine", "mine-again"]
+
+
 def test_what_differs_is_named(runs: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(runs / "seed-0", other)

@@ -21,6 +21,7 @@ from fedloom.engine.checkpoints import last_checkpoint
 from fedloom.experiment.grid import load_grid
 from fedloom.models.load_model import load_vlm
 from fedloom.run_log import RunLog, head_of, read_lines
+from fedloom.runs.finished_sweep import load_sweep
 from fedloom.runs.sweep import run_sweep
 from fedloom.runs.verify_files import head_fault, log_heads, verify
 from fedloom.system.errors import UserError
@@ -187,6 +188,30 @@ def test_reports_name_what_is_damaged(name: str, finished: Path, tmp_path: Path)
     result = CliRunner().invoke(app, ["report", str(copy)])
     assert result.exit_code == 2 and name in result.stderr
     assert CliRunner().invoke(app, ["verify", str(copy)]).exit_code == 1
+
+
+def change_a_digit(file: Path) -> None:
+    """Change the first digit in a file, so that it stays valid JSON."""
+    content = file.read_text()
+    digit = next(k for k, letter in enumerate(content) if letter.isdigit())
+    file.write_text(f"{content[:digit]}{(int(content[digit]) + 1) % 10}{content[digit + 1 :]}")
+
+
+@pytest.mark.parametrize("name", ["experiment.json", "plan.json", "record.jsonl", "result.json"])
+def test_commands_on_a_run_name_what_is_damaged(name: str, finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    change_a_digit(copy / name)
+    for words in (
+        ["reproduce", str(copy)],
+        ["ask", str(copy), "--question", "?", "--text", "a"],
+        ["export", str(copy), "--out", str(tmp_path / "exported")],
+    ):
+        result = CliRunner().invoke(app, [*words, "--quiet"])
+        assert result.exit_code == 2 and f"{name} is damaged" in result.stderr, words
+    assert not (tmp_path / "exported").exists() and not (tmp_path / "copy-again").exists()
+    if name in ("experiment.json", "result.json"):
+        assert f"{name} is damaged" in CliRunner().invoke(app, ["runs", str(copy)]).stdout
 
 
 def test_a_sweep_is_checked_with_its_cells(world: World, tmp_path: Path) -> None:
@@ -398,3 +423,29 @@ def test_a_kept_head_belongs_to_one_folder_with_a_log(finished: Path, tmp_path: 
         head_fault(finished / "adapter", "ab" * 32)
     found = CliRunner().invoke(app, ["verify", str(finished), str(finished), "--log-head", "ab" * 32])
     assert found.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["experiment.json", "record.jsonl", "result.json"])
+def test_reports_of_a_sweep_name_what_is_damaged_in_a_cell(
+    name: str, swept: tuple[Path, Path], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(swept[1], copy)
+    cell = next((copy / "cells").iterdir())
+    change_a_digit(cell / name)
+    result = CliRunner().invoke(app, ["report", str(copy)])
+    assert result.exit_code == 2 and f"{cell / name} is damaged" in result.stderr
+    if name != "result.json":  # results that were copied alone still make a page
+        (cell / name).unlink()
+        assert CliRunner().invoke(app, ["report", str(copy)]).exit_code == 0
+
+
+def test_a_damaged_result_or_state_of_a_sweep_is_named(swept: tuple[Path, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(swept[1], copy)
+    change_a_digit(copy / "result.json")
+    with pytest.raises(UserError, match=r"result\.json is damaged"):
+        load_sweep(copy)
+    change_a_digit(copy / "sweep.json")
+    assert "sweep.json is damaged" in CliRunner().invoke(app, ["runs", str(copy)]).stdout
+    assert "sweep.json is damaged" in CliRunner().invoke(app, ["watch", str(copy), "--once"]).stderr

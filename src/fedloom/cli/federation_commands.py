@@ -21,6 +21,7 @@ from fedloom.cli.options import (
     echo_json,
     print_error,
     report_errors,
+    seconds_option,
 )
 from fedloom.cli.show_result import show_result
 from fedloom.system.errors import UserError
@@ -48,7 +49,7 @@ def server(
     keys: Keys = None,
     insecure: Insecure = False,
     deadline: Annotated[
-        float, typer.Option(min=1, help="Seconds within which clients must answer in a round.")
+        float, seconds_option(1, "Seconds within which clients must answer in a round.")
     ] = 3600.0,
     quorum: Annotated[
         int, typer.Option(min=1, help="Clients of a round that must have answered at the deadline.")
@@ -69,7 +70,7 @@ def server(
             help="here: on the test part of the experiment's data; sites: on each site's own, with --sites."
         ),
     ] = "here",
-    join: Annotated[float, typer.Option(min=1, help="Seconds within which sites must join.")] = 600.0,
+    join: Annotated[float, seconds_option(1, "Seconds within which sites must join.")] = 600.0,
     superlink: Annotated[
         str | None,
         typer.Option(
@@ -149,7 +150,7 @@ def site(
         str | None, typer.Option(help="This site's copy of the base model, if it has another path.")
     ] = None,
     idle: Annotated[
-        float, typer.Option(min=1, help="Seconds without a message after which the model is released.")
+        float, seconds_option(1, "Seconds without a message after which the model is released.")
     ] = 3600.0,
     plugins: PluginFiles = None,
     allow: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedloom.cli.options import Debug, Json, echo, echo_json, report_errors
+from fedloom.cli.options import Debug, Json, echo, echo_json, report_errors, seconds_option
 
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="Folder of a run, a sweep, a server's run or a site.")
@@ -18,7 +18,7 @@ Folder = Annotated[
 def watch(
     folder: Folder,
     once: Annotated[bool, typer.Option("--once", help="Print the present state and end.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,
+    every: Annotated[float, seconds_option(0.1, "Seconds between updates.")] = 2.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

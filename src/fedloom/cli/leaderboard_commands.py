@@ -94,7 +94,7 @@ def reproduce(
         try:
             found = run_again(
                 folder,
-                out or folder.with_name(f"{folder.name}-again"),
+                out or _folder_beside(folder),
                 progress,
                 changes or (),
                 plugins or (),
@@ -109,6 +109,12 @@ def reproduce(
             _print(found)
         if found.different:
             raise typer.Exit(FAILED)
+
+
+def _folder_beside(folder: Path) -> Path:
+    """Return the default folder of a repetition; a path such as `.` ends in no name, that of its folder does."""
+    named = folder.resolve() if folder.name in ("", "..") else folder
+    return named.with_name(f"{named.name}-again")
 
 
 def _print(found: Reproduction) -> None:

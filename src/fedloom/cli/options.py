@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -142,6 +143,22 @@ Backend = Annotated[
         help="Where clients train: in-process, workers or ray; short for --set engine.backend=NAME.",
     ),
 ]
+LONGEST = 31_536_000
+"""Most seconds, a year, that an option takes: the system cannot wait for as long as a larger number may say."""
+
+
+def seconds_option(least: float, help: str) -> Any:
+    """Return an option that is a number of seconds, from `least` to a year."""
+    return typer.Option(min=least, max=LONGEST, callback=_no_nan, metavar="SECONDS", help=help)
+
+
+def _no_nan(value: float) -> float:
+    """Refuse "nan", which is below no bound and above none."""
+    if math.isnan(value):
+        raise typer.BadParameter("expected a number of seconds")
+    return value
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Discard the run in the folder and run again.")]
 Json = Annotated[

@@ -12,7 +12,7 @@ from fedloom.config.old_spellings import current_document, current_name
 from fedloom.run_log import read_lines
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import KINDS, read_json, require_key
-from fedloom.system.manifest import check_files, read_manifest
+from fedloom.system.manifest import MANIFEST, check_listed
 
 Json = Mapping[str, Any]
 
@@ -192,11 +192,11 @@ def read_run(folder: Path) -> Run:
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing; a finished run holds {', '.join(FILES)}")
-    manifest = read_manifest(folder)  # runs of version 0.1 have none
-    if manifest is not None:
-        check_files(folder, manifest, FILES)
+    check_listed(folder, FILES)
     experiment, plan, result = (read_document(folder / name) for name in FILES if name.endswith(".json"))
-    record = _lines(folder / "record.jsonl", checked=manifest is not None)
+    record = _lines(
+        folder / "record.jsonl", checked=(folder / MANIFEST).exists()
+    )  # version 0.1 wrote neither
     if at(plan, "card") is not None:
         _check_card(str(folder / "plan.json"), plan["card"])
     require_key(folder / "experiment.json", experiment, "name", str)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from math import ceil
 from pathlib import Path
@@ -20,6 +19,9 @@ from fedloom.report.tables import (
     seconds,
     size,
 )
+from fedloom.run_log import read_lines
+from fedloom.system.json_files import read_json
+from fedloom.system.manifest import MANIFEST
 
 EQUAL = 0.01
 """Methods whose numbers of examples differ by at most this share did equal work."""
@@ -80,20 +82,21 @@ def _work_of_round(entry: Json, batch_size: float | None) -> Work:
 
 
 def read_work(folder: Path) -> dict[str, Work]:
-    """Count the work of each method in a run folder; an empty dict if its record or experiment is missing or damaged.
+    """Count the work of each method in a run folder; an empty dict if its record or experiment is missing.
 
     A round that was repeated after a crash counts once.
+
+    Raises:
+        UserError: The record or the experiment is damaged.
     """
-    try:
-        experiment = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
-        with (folder / "record.jsonl").open(encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file if '"round"' in line]
-    except (OSError, ValueError):  # results that were copied without their records still make a page
+    record, file = folder / "record.jsonl", folder / "experiment.json"
+    if not (record.is_file() and file.is_file()):  # results that were copied alone still make a page
         return {}
+    experiment = read_json(file)
     rounds = {
         (line["method"], str(line.get("client")), line.get("round")): line
-        for line in lines
-        if at(line, "kind") == "round" and isinstance(at(line, "method"), str)
+        for _, line in read_lines(record, checked=(folder / MANIFEST).exists())
+        if line.get("kind") == "round" and isinstance(line.get("method"), str)
     }
     return work_by_method(rounds.values(), number(experiment, "train", "batch_size"))
 

@@ -20,6 +20,7 @@ from fedloom.runs.typed_table import Table
 from fedloom.system.errors import UserError
 from fedloom.system.given_path import given_path
 from fedloom.system.json_files import read_json
+from fedloom.system.manifest import check_listed
 from fedloom.system.progress import make_passing_progress
 
 STATE = "sweep.json"
@@ -105,6 +106,7 @@ def load_sweep(folder: Path | str) -> FinishedSweep:
         raise UserError(
             f"{folder} holds a sweep that is not finished; the same call of fedloom.sweep continues it"
         )
+    check_listed(folder, (RESULT,))
     return FinishedSweep(folder, read_json(folder / RESULT, {"cells": list}))
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fedloom.report.sweeps.sweep_results import read_state
 from fedloom.report.tables import is_federated
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_json, require_key
@@ -156,7 +157,8 @@ def read_cells(file: Path, *keys: str) -> dict[str, Any]:
     Raises:
         UserError: It is missing or damaged.
     """
-    value = read_json(file, {"cells": list})
+    value = read_state(file)
+    require_key(file, value, "cells", list)
     for cell in value["cells"]:
         if not isinstance(cell, dict):
             raise UserError(f'{file}: every entry of "cells" must be an object')

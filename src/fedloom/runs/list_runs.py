@@ -14,7 +14,7 @@ from fedloom.runs.run_folder import EXPERIMENT, RESULT, is_finished
 from fedloom.system.errors import UserError, reading, user_errors
 from fedloom.system.file_locks import OPENED, lock_for_process
 from fedloom.system.json_files import read_json
-from fedloom.system.manifest import LOCK
+from fedloom.system.manifest import LOCK, check_listed
 
 State = Literal["finished", "running", "interrupted", "damaged", "unreadable"]
 
@@ -72,6 +72,7 @@ def _run(folder: Path) -> Listed:
     changed = (folder / EXPERIMENT).stat().st_mtime
     try:
         with user_errors():
+            check_listed(folder, (EXPERIMENT, RESULT))
             name = str(read_json(folder / EXPERIMENT).get("name", ""))
             if is_finished(folder):
                 result = read_json(folder / RESULT, {"scores": dict})

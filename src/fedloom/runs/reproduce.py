@@ -18,6 +18,7 @@ from fedloom.runs.run_folder import (
     discard,
     experiment_to_resume,
     is_finished,
+    require_whole,
 )
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
@@ -107,7 +108,7 @@ def reproduce(
         rerun: Discard what a run wrote into the new folder before.
 
     Raises:
-        UserError: The run was over sites, both folders are the same, or the experiment cannot be run.
+        UserError: The run is damaged or was over sites, both folders are the same, or the experiment cannot be run.
     """
     if (folder / FLOWER).exists():
         raise UserError(
@@ -116,6 +117,8 @@ def reproduce(
     if out.resolve() == folder.resolve():
         raise UserError(f"{out} is the run itself; choose another folder with --out")
     experiment = experiment_to_resume(folder, changes, plugins)
+    if (manifest := read_manifest(folder)) is not None:
+        require_whole(folder, manifest)  # what is damaged there would be taken for a difference
     if rerun:
         discard(out)
     run_experiment(experiment, out, progress)

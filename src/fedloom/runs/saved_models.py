@@ -12,6 +12,7 @@ from fedloom.client.site import Question
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import Method
 from fedloom.params import Params
+from fedloom.report.run_results import FILES
 from fedloom.run_log import RunLog
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import METHODS, PLAN, RECORD, Plugged, experiment_to_resume, is_finished
@@ -22,7 +23,7 @@ from fedloom.scenarios.plan import Plan
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import json_digest
 from fedloom.system.json_files import read_json
-from fedloom.system.manifest import read_manifest
+from fedloom.system.manifest import check_files, read_manifest
 from fedloom.system.progress import Progress
 from fedloom.system.terminal import shell_word
 from fedloom.tuning.adapters import prepare
@@ -138,7 +139,8 @@ def open_models(
         progress: Shows the loading; None shows nothing.
 
     Raises:
-        UserError: The folder holds no finished run, or the base model is another one than that of the run.
+        UserError: The folder holds no finished run, a file of it is damaged, or the base model is another one than that of the
+            run.
     """
     experiment = experiment_to_resume(folder, changes, plugins)
     progress, manifest = progress or Progress(None), read_manifest(folder)
@@ -146,6 +148,7 @@ def open_models(
         raise UserError(
             f"{folder} holds a run that is not finished; continue it with `fedloom resume {shell_word(folder)}`"
         )
+    check_files(folder, manifest, FILES)
     progress.stage("loading model", 1)
     if manifest.identity.get("base model") != models_digest(experiment):
         raise UserError(

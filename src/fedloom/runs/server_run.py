@@ -31,6 +31,7 @@ from fedloom.runs.train_in_backend import local_backend, show_updates
 from fedloom.scenarios.declared_examples import blank_examples, clients_by_site
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_json, write_atomic
+from fedloom.system.manifest import check_listed
 from fedloom.system.progress import Progress
 from fedloom.types import DataSet, Example
 from fedloom.version import __version__
@@ -123,9 +124,10 @@ def serve_experiment(
 
 def _finished_result(experiment: Experiment, out: Path, progress: Progress, *, own_data: bool) -> Result:
     """Return the result of a finished run, whose inputs are checked if its data are here."""
-    return (
-        read_json(out / RESULT, {"scores": dict}) if own_data else run_experiment(experiment, out, progress)
-    )
+    if not own_data:
+        return run_experiment(experiment, out, progress)
+    check_listed(out, (RESULT,))
+    return read_json(out / RESULT, {"scores": dict})
 
 
 def run_over(

@@ -19,7 +19,7 @@ from fedloom.report.run_results import Run, read_run
 from fedloom.report.site_scores_table import is_tested_at_sites
 from fedloom.runs.run_folder import ANSWERS, EXPERIMENT, REPORT
 from fedloom.system.errors import UserError
-from fedloom.system.json_files import read_text
+from fedloom.system.json_files import read_text, refuse_folder
 from fedloom.tasks.predictions import PREDICTIONS, read_predictions
 from fedloom.types import DataSet
 
@@ -41,6 +41,7 @@ def write_pages(folder: Path, out: Path | None = None, data: DataSet | None = No
         UserError: A file of the run is missing or broken.
     """
     out = folder / REPORT if out is None else out
+    refuse_folder(out)
     page = out.with_name(ANSWERS if out.name == REPORT else f"{out.stem}-{ANSWERS}")
     run = read_run(folder)
     try:

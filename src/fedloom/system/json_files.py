@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -46,7 +47,9 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes], root: Path | None
 
     Raises:
         UserError: `root` no longer exists.
+        IsADirectoryError: The file is a folder.
     """
+    refuse_folder(path)
     if root is not None and not root.is_dir():
         raise UserError(f"{root} was removed while it was being written to")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +73,12 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes], root: Path | None
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise `IsADirectoryError` for a folder, such as `.`, where a file is to be written."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -147,6 +147,16 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
             )
 
 
+def check_listed(folder: Path, names: Iterable[str]) -> None:
+    """Check files of a folder before they are read; a folder without a manifest, as version 0.1 wrote it, cannot be checked.
+
+    Raises:
+        UserError: A file that the manifest lists is missing or damaged, or the manifest is.
+    """
+    if (manifest := read_manifest(folder)) is not None:
+        check_files(folder, manifest, names)
+
+
 def file_fault(path: Path, digest: str) -> str | None:
     """Return what is wrong with a file whose digest should be `digest`, or None."""
     if not path.is_file():

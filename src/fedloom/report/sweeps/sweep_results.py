@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +18,8 @@ from fedloom.report.tables import base, is_federated, percent
 from fedloom.report.training_work import Work, read_work
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest
-from fedloom.system.json_files import read_json, require_key
-from fedloom.system.manifest import SEAL, check_files, read_manifest, read_sealed
+from fedloom.system.json_files import parse_object, read_json, require_key
+from fedloom.system.manifest import SEAL, check_listed, read_sealed
 
 Models = Callable[[Json], Json | None]
 """A function from a method's scores to those of its shared model, or of clients' own models; see `shared_scores`."""
@@ -154,9 +153,7 @@ def read_sweep(folder: Path) -> SweepRun:
     file = folder / "sweep.json"
     if not file.is_file():
         raise UserError(f"{folder} is not a sweep folder: it has no sweep.json")
-    value = read_json(file)
-    if "version" in value or SEAL in value:  # version 0.1 wrote neither
-        value = read_sealed(file)
+    value = read_state(file)
     cells, axes = [], require_key(file, value, "axes", dict)
     for axis in axes:
         require_key(file, axes, axis, list)
@@ -194,30 +191,42 @@ def read_sweep(folder: Path) -> SweepRun:
     return SweepRun(name, digest, quick, axes, tuple(cells), published, tuple(choose))
 
 
+def read_state(file: Path) -> dict[str, Any]:
+    """Read a `sweep.json`, whose seal version 0.1 did not write.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    value = read_json(file)
+    return read_sealed(file) if "version" in value or SEAL in value else value
+
+
 def _text_only(folder: Path) -> bool:
     """Return whether a run's model sees no images, from the first line of its record."""
-    try:
-        with (folder / "record.jsonl").open(encoding="utf-8") as file:
-            first = json.loads(file.readline())
-    except (OSError, ValueError):  # results that were copied without their records still make a page
+    file = folder / "record.jsonl"
+    if not file.is_file():
         return False
-    return at(first, "images") is False
+    with file.open(encoding="utf-8", errors="replace") as record:
+        return at(parse_object(file, record.readline()), "images") is False
 
 
 def _linear_text(folder: Path) -> str:
     """Return the text features of the linear baseline in a run's experiment."""
-    try:
-        value = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # results that were copied without their experiments still make a page
-        value = {}
+    file = folder / "experiment.json"
+    value = read_json(file) if file.is_file() else {}
     return str(at(value, "evaluate", "linear_text") or "words")
 
 
 def _result(folder: Path, expected: str | None) -> Json:
-    """Read the result of a cell that is done and check its SHA-256, which version 0.1 did not write."""
-    file, manifest = folder / "result.json", read_manifest(folder)
-    if manifest is not None:
-        check_files(folder, manifest, [file.name])
+    """Read the result of a cell that is done, and check the digests of all its files that a report reads.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    file = folder / "result.json"
+    # Results that were copied without the other files still make a page; what is there is as the run wrote it.
+    others = [name for name in ("experiment.json", "record.jsonl") if (folder / name).is_file()]
+    check_listed(folder, [file.name, *others])
     if expected is not None and (not file.is_file() or file_digest(file) != expected):
         raise UserError(
             f"{file} differs from the result of the sweep's cell; run the sweep's command again to check all cells"
