@@ -1,4 +1,4 @@
-"""Write the table of docs/gpu.md: the memory that training takes on a card, computed from the shapes of models.
+"""Write the table of docs/gpu.md: the memory that training takes on a GPU, computed from the shapes of models.
 
     python scripts/gpu_memory_table.py
 
@@ -26,7 +26,7 @@ from fedloom.tuning.strategies import LoRA, stage
 
 PAGE = Path(__file__).parent.parent / "docs/gpu.md"
 BEGIN, END = "<!-- table of scripts/gpu_memory_table.py -->", "<!-- end of the table -->"
-CARDS, BATCHES, TOKENS = (16, 24, 48, 80), (1, 2, 4, 8), (1024, 2048)
+GPUS, BATCHES, TOKENS = (16, 24, 48, 80), (1, 2, 4, 8), (1024, 2048)
 ANSWER = 32
 """Tokens of an answer."""
 WIDTH = 2
@@ -159,9 +159,9 @@ def table() -> Iterator[str]:
         "| model | weights | tokens | recompute | "
         + " | ".join(f"B = {batch}" for batch in BATCHES)
         + " | "
-        + (" | ".join(f"{card} GB" for card in CARDS) + " |")
+        + (" | ".join(f"{gpu} GB" for gpu in GPUS) + " |")
     )
-    yield "| --- | --- | ---: | --- | " + " | ".join(["---:"] * (len(BATCHES) + len(CARDS))) + " |"
+    yield "| --- | --- | ---: | --- | " + " | ".join(["---:"] * (len(BATCHES) + len(GPUS))) + " |"
     for name in SHAPES:
         vlm = build(name)
         for quantize in (None, "nf4"):
@@ -172,7 +172,7 @@ def table() -> Iterator[str]:
                         for batch in range(1, max(BATCHES) + 1)
                     }
                     sizes = [f"{need[batch] / 1e9:.1f}" for batch in BATCHES]
-                    most = [max((b for b in need if need[b] <= card * 1e9), default=0) for card in CARDS]
+                    most = [max((b for b in need if need[b] <= gpu * 1e9), default=0) for gpu in GPUS]
                     fits = [str(count) if count else "–" for count in most]
                     cells = [name, quantize or "bfloat16", f"{length:,}", "always" if recompute else "never"]
                     yield f"| {' | '.join([*cells, *sizes, *fits])} |"

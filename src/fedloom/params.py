@@ -1,6 +1,6 @@
 """A flat float32 buffer that holds everything that is trained, with a name for each stretch of it.
 
-Shape legend: P = number of trained values, K = number of clients in a cohort.
+Shape legend: P = number of trainable parameters, K = number of clients in a cohort.
 """
 
 from __future__ import annotations

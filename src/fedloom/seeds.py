@@ -49,7 +49,7 @@ def torch_stream(
 ) -> torch.Generator:
     """Return the torch generator of one purpose; see `stream`.
 
-    It is the processor's, because draws differ between kinds of devices.
+    It is the CPU's, because draws differ between kinds of devices.
     """
     import torch
 

@@ -144,7 +144,7 @@ def test_admission_measures_a_clients_own_factors() -> None:
     assert why is not None and "admission.max_norm" in why
 
 
-# Personal values --------------------------------------------------------------------------------------
+# Personal parameters --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

@@ -72,7 +72,7 @@ def test_a_run_on_an_accelerator_has_the_numbers_of_a_run_on_the_processor(
 
 
 def test_a_run_needs_no_float64_on_the_device(tiny_model: Path, tmp_path: Path) -> None:
-    """Metal and some cards of Intel have none. Every client's loss is the processor's, too."""
+    """Metal and some GPUs of Intel have none. Every client's loss is the processor's, too."""
     here = experiment(tiny_model, train={"rounds": 1})
     expected = outcome(here, tmp_path / "processor")
     with simulated_accelerator(float64=False):
@@ -168,8 +168,8 @@ def test_a_model_on_the_processor_leaves_cuda_alone(
     assert result["scores"] and not cuda_questions
 
 
-def on_card(capability: tuple[int, int] | None) -> AbstractContextManager[Accelerator | None]:
-    """Return a machine with a card of a generation, or with none."""
+def on_gpu(capability: tuple[int, int] | None) -> AbstractContextManager[Accelerator | None]:
+    """Return a machine with a GPU of a generation, or with none."""
     if capability is None:
         return nullcontext()
     machine = simulated_accelerator()
@@ -204,14 +204,14 @@ def test_the_precision_of_a_run_is_that_of_the_machine_on_which_it_began(
     capability: tuple[int, int] | None, precision: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     here = experiment(tiny_model, model={"precision": "auto"}, train={"rounds": 1})
-    with on_card(capability):
+    with on_gpu(capability):
         run_experiment(here, tmp_path, Progress(None))
         assert read_sealed(tmp_path / "machine.json")["precision"] == precision
         assert run_experiment(here, tmp_path, Progress(None))["scores"]  # finished, with the same identity
     resolved = run_setup.with_precision(here, tmp_path)  # on any other machine, too
     assert resolved.model.precision == precision
     if precision != "float32":
-        with on_card(capability), pytest.raises(UserError, match="this has changed: precision"):
+        with on_gpu(capability), pytest.raises(UserError, match="this has changed: precision"):
             run_experiment(experiment(tiny_model, train={"rounds": 1}), tmp_path, Progress(None))
 
 
@@ -226,7 +226,7 @@ def test_auto_and_float32_are_one_experiment_on_processors(tiny_model: Path, tmp
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_card_without_memory_ends_the_run_with_advice(
+def test_a_gpu_without_memory_ends_the_run_with_advice(
     rows: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No client is left out, and no batch changed: results would depend on the memory that is free. The same run can begin again."""
@@ -245,7 +245,7 @@ def test_a_card_without_memory_ends_the_run_with_advice(
         assert run_experiment(here, tmp_path, Progress(None))["scores"]
 
 
-def test_an_encoder_without_memory_on_a_card_ends_the_run_and_rejects_no_record(
+def test_an_encoder_without_memory_on_a_gpu_ends_the_run_and_rejects_no_record(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:

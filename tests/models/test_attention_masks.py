@@ -1,4 +1,4 @@
-"""Attention gets a dense mask only where a batch or a family needs one, since the fastest kernels of cards take none."""
+"""Attention gets a dense mask only where a batch or a family needs one, since the fastest kernels of GPUs take none."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_options_that_share_a_prompt_have_a_mask_of_numbers(
 
 
 def test_three_families_have_blocks_whose_tokens_see_each_other() -> None:
-    """The page on graphics cards names them."""
+    """The page on GPUs names them."""
     assert {name for name, row in FAMILIES.items() if row.blocks is not None} == {
         "paligemma", "gemma3", "gemma4",
     }  # fmt: skip

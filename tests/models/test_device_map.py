@@ -1,4 +1,4 @@
-"""Layers on further cards and in the host's memory compute what they compute on one device."""
+"""Layers on further GPUs and in the host's memory compute what they compute on one device."""
 
 from __future__ import annotations
 
@@ -98,29 +98,29 @@ def test_replies_and_generation_are_those_of_one_device(saved: Callable[[str], P
     assert generate(other, talks(other), max_tokens=6) == generate(vlm, talks(vlm), max_tokens=6)
 
 
-CARDS = [torch.device("cuda", number) for number in range(2)]
+GPUS = [torch.device("cuda", number) for number in range(2)]
 
 
 @pytest.mark.parametrize("name", families())
-def test_layers_on_a_second_card_and_in_the_host_compute_as_before(
+def test_layers_on_a_second_gpu_and_in_the_host_compute_as_before(
     name: str, saved: Callable[[str], Path]
 ) -> None:
-    """The simulation refuses operations over two devices, so all that a layer gets has come to its card."""
+    """The simulation refuses operations over two devices, so all that a layer gets has come to its GPU."""
     plain = calm(load_vlm(str(saved(name))))
-    others, expected = [] if shares_keys(plain) else [([CARDS[1]], True), (CARDS, True)], numbers(plain)
+    others, expected = [] if shares_keys(plain) else [([GPUS[1]], True), (GPUS, True)], numbers(plain)
     for where, recompute in [([None], False), ([None], True), *others]:
         with simulated_accelerator(devices=2) as state:
-            vlm = with_places(saved(name), where, CARDS[0])
+            vlm = with_places(saved(name), where, GPUS[0])
             for layer, place in zip(layers_of(vlm)[:-1], [*where, *where], strict=False):
                 if place is not None:
                     assert {state.device(value) for value in layer.parameters()} == {place}
-            assert vlm.device == CARDS[0]
+            assert vlm.device == GPUS[0]
             found = numbers(vlm, recompute=recompute)
         assert_close(found, expected)
 
 
-@pytest.mark.parametrize(("name", "second"), [("llava", CARDS[1]), ("gemma4", None)])
-def test_a_model_is_spread_by_the_memory_of_the_cards(
+@pytest.mark.parametrize(("name", "second"), [("llava", GPUS[1]), ("gemma4", None)])
+def test_a_model_is_spread_by_the_memory_of_the_gpus(
     name: str, second: Place, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vlm = load_vlm(str(saved(name)))
@@ -128,9 +128,9 @@ def test_a_model_is_spread_by_the_memory_of_the_cards(
     size = sum(value.nbytes for value in layers[0].parameters())
     expected = [option_scores(vlm, talks(vlm))]
     with simulated_accelerator(devices=2) as state, monkeypatch.context() as patched:
-        for limit, places in ((size / 2, [None]), (1.2 * size, [second]), (1e12, [CARDS[0]])):
+        for limit, places in ((size / 2, [None]), (1.2 * size, [second]), (1e12, [GPUS[0]])):
             about = type("About", (), {"total_memory": int(limit)})()
-            patched.setattr(torch.cuda, "get_device_properties", lambda card=None, about=about: about)
+            patched.setattr(torch.cuda, "get_device_properties", lambda gpu=None, about=about: about)
             spread = load_vlm(str(saved(name)))
             spread_decoder(spread)
             first = layers_of(spread)[0]
@@ -146,17 +146,17 @@ def test_a_model_is_spread_by_the_memory_of_the_cards(
     st.integers(0, 100),
     st.lists(st.integers(1, 400), min_size=1, max_size=4),
 )
-def test_no_card_gets_more_than_its_share(sizes: list[int], rest: int, memory: list[int]) -> None:
+def test_no_gpu_gets_more_than_its_share(sizes: list[int], rest: int, memory: list[int]) -> None:
     places = places_of(sizes, rest, memory)
     assert len(places) == len(sizes) and places[-1] == 0
     held = [
-        sum(size for size, place in zip(sizes[:-1], places, strict=False) if place == card)
-        for card in range(len(memory))
+        sum(size for size, place in zip(sizes[:-1], places, strict=False) if place == gpu)
+        for gpu in range(len(memory))
     ]
     assert not held[0] or held[0] + rest + sizes[-1] <= FIRST_SHARE * memory[0]
     assert all(one <= OTHER_SHARE * room for one, room in zip(held[1:], memory[1:], strict=True))
     order = [len(memory) if place is None else place for place in places[:-1]]
-    assert order == sorted(order)  # neighbors share a card, and the host comes last
+    assert order == sorted(order)  # neighbors share a GPU, and the host comes last
     if FIRST_SHARE * memory[0] >= rest + sum(sizes):
         assert set(places) == {0}
 

@@ -22,13 +22,13 @@ BATCH, LENGTH, ANSWER, LAYERS = 2, 512, 8, 4
 
 
 @contextmanager
-def attention_of_cards() -> Iterator[None]:
-    """Attention by the kernel that cards use for padded batches, which torch also has for tensors without values."""
+def attention_of_gpus() -> Iterator[None]:
+    """Attention by the kernel that GPUs use for padded batches, which torch also has for tensors without values."""
 
     def fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, **more: Any) -> Tensor:
         mask = torch.empty(
             attn_mask.shape, dtype=q.dtype, device="meta"
-        )  # made anew for each layer, as on a card
+        )  # made anew for each layer, as on a GPU
         mask = mask.expand(q.shape[0], q.shape[1], -1, -1)
         return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True)[0]
 
@@ -60,7 +60,7 @@ def kept_bytes(name: str, *, recompute: bool) -> tuple[int, int]:
     positions = empty(BATCH, LENGTH, dtype=torch.long)
     inputs["position_ids"] = positions if vlm.family.positions is None else positions.expand(3, -1, -1)
     with (
-        attention_of_cards(),
+        attention_of_gpus(),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value),
         cast_adapters(tuned),
         last_layer_at(vlm, empty(1, BATCH * ANSWER, dtype=torch.long)),

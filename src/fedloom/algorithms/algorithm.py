@@ -5,7 +5,7 @@ aggregate (updates → one delta) and a step (that delta → the next parameters
 `fedloom.algorithms.local_rule`, changes how a client trains. All of them act on flat vectors, so that the code of an algorithm
 follows the equations of its paper.
 
-Shape legend: P trained values.
+Shape legend: P trainable parameters.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ def ordered(updates: Iterable[Update], layout: Layout) -> Iterator[Update]:
 
 @dataclass(frozen=True)
 class Budget:
-    """The trained values that each client holds, by the client's number.
+    """The trainable parameters that each client holds, by the client's number.
 
     Attributes:
         down: The part that is sent to a client, which it holds; None is everything.

@@ -14,7 +14,7 @@ KINDS = {
     "pass": "a further pass over each client's data, for a model of its own",
     "stage": "a stage after the last round, in which each client trains a model of its own",
     "part": "which values each client holds, trains and reports",
-    "personal": "which trained values each client keeps to itself",
+    "personal": "which trainable parameters each client keeps to itself",
     "mix": "a model between each client's own and the shared one, with which the client is evaluated",
     "answers": "a change of how each client chooses between options; the shared model answers as without it",
     "prompt": "a change of what prompts say",

@@ -1,6 +1,6 @@
 """The client half of an algorithm: rules, which change gradients in a client's training, and passes over the data.
 
-Shape legend: B examples of a batch, P trained values, K clients side by side.
+Shape legend: B examples of a batch, P trainable parameters, K clients side by side.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from fedloom.params import Layout, Part
 
 
 class PersonalValues(NamedTuple):
-    """The trained values that each client keeps to itself.
+    """The trainable parameters that each client keeps to itself.
 
     Attributes:
         names: Patterns of their names, in which `*` stands for any text, and `?` for any character.

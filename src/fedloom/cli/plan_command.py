@@ -72,7 +72,7 @@ def _lines(plan: ResourcePlan) -> Iterator[str]:
     from fedloom.system.progress import duration
 
     weights = ", ".join(f"{name} {size(value)}" for name, value in plan.weights.items() if value)
-    yield f"Model: {size(sum(plan.weights.values()))} of weights ({weights}); {plan.trained:,} trained values"
+    yield f"Model: {size(sum(plan.weights.values()))} of weights ({weights}); {plan.trained:,} trainable parameters"
     for one in plan.classes:
         low, high = one.examples
         examples = f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -4,7 +4,7 @@ float16 has no values between 0 and 6·10⁻⁸, and gradients of a mean loss ar
 by a power of two and its gradient, which is float32, divided by it. Where a gradient overflows, the batch is computed again
 with a smaller scale: no step is left out, and clients side by side do not influence each other.
 
-Shape legend: K clients side by side, P trained values.
+Shape legend: K clients side by side, P trainable parameters.
 """
 
 from __future__ import annotations

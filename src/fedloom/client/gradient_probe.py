@@ -1,6 +1,6 @@
 """Losses and gradients of a client's current batch at any parameters, for rules that make their own gradient.
 
-Shape legend: B examples of the batch, P trained values.
+Shape legend: B examples of the batch, P trainable parameters.
 """
 
 from __future__ import annotations

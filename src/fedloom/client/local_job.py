@@ -31,7 +31,7 @@ class Job:
 
     Attributes:
         assignment: The server's request; `seed` and the request's client, round and stage name the random streams.
-        broadcast: The client's parameters (what was sent, the method's start where nothing was, and its personal values),
+        broadcast: The client's parameters (what was sent, the method's start where nothing was, and its personal parameters),
             from which updates count, and the algorithm's extras.
         start: The parameters from which training starts: those of `broadcast`, unless the rule or a second pass starts
             elsewhere.
@@ -40,7 +40,7 @@ class Job:
         conversations: The client's rendered examples, at least one.
         settings: Epochs, batch size, optimizer and so on.
         seed: The experiment's seed.
-        trained: The part that the client trains, personal values included; None is everything.
+        trained: The part that the client trains, personal parameters included; None is everything.
         personal: The part that stays with the client; None is nothing.
         scale: Factor on the scale of the client's LoRA adapters. `broadcast` and `start` are for adapters of this scale, and
             so is where training ends; `assignment.params` and updates are for those of the plain scale.

@@ -2,7 +2,7 @@
 
 This is the whole local training loop.
 
-Shape legend: K clients side by side, P trained values.
+Shape legend: K clients side by side, P trainable parameters.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _one_pass(tuned: Tuned, jobs: Sequence[Job], clock: Clock) -> list[Trained]:
     first, started = jobs[0], time.perf_counter()
     # Clients with the most steps come first, so that those still in training are always the first rows.
     order = sorted(range(len(jobs)), key=lambda k: -jobs[k].steps)
-    # Some accelerators have no float64, so losses are added up on the processor, after the last step.
+    # Some accelerators have no float64, so losses are added up on the CPU, after the last step.
     losses = torch.zeros(jobs[order[0]].steps, len(jobs), device=tuned.flat.device)
     with side_by_side(tuned, len(jobs), [jobs[k].scale for k in order]) as stack:
         rows = [_start_row(jobs[k], stack, row) for row, k in enumerate(order)]

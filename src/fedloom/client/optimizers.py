@@ -2,7 +2,7 @@
 
 Everything here is elementwise or row by row, so clients side by side do not influence each other.
 
-Shape legend: P trained values, K clients side by side.
+Shape legend: P trainable parameters, K clients side by side.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fedloom.config.schema import Evaluate, Train
 
 PERSONAL = "personal"
-"""The name of a client's personal values in its memory."""
+"""The name of a client's personal parameters in its memory."""
 
 OWN = "own"
 """The name in a client's memory of a model of its own, with which it is evaluated."""
@@ -117,7 +117,7 @@ class SiteMethod:
         conversations: Client → its rendered examples; it may render them when it is called.
         second: The second pass of its algorithm; see `fedloom.algorithms.algorithm.FederatedAlgorithm`.
         exchanges: Whether parameters travel; see there.
-        budget: Which of the trained values each client holds, trains and reports, and the scale of its adapters.
+        budget: Which of the trainable parameters each client holds, trains and reports, and the scale of its adapters.
         codecs: The codecs of its messages.
     """
 
@@ -140,7 +140,7 @@ class Question:
         method: The method's name in the experiment; the site knows its prompt.
         stage: Number of the strategy's stage.
         params: The global parameters.
-        client: The client whose own model or personal values take the place of the global ones, or whose validation
+        client: The client whose own model or personal parameters take the place of the global ones, or whose validation
             examples are answered; None for the global model.
         since: Round of the client's memory; see `Assignment.since`.
         test: "test" for the common test set, or "validation".
@@ -220,7 +220,7 @@ class Site:
         down = parts.down if sent in (whole, parts.down) else sent & parts.down
         params = _with_own(local.start, parts, assignment.params, down, kept)
         params = _within_budget(local.budget, assignment.client, params)
-        # Control variates, the codec's error and the like start anew with each stage; personal values and models stay.
+        # Control variates, the codec's error and the like start anew with each stage; personal parameters and models stay.
         rule = {name[len(RULE) :]: value for name, value in kept.items() if name.startswith(RULE)}
         same_stage = assignment.since >= self.rounds_before(assignment.method, assignment.stage)
         memory, lost = (rule, kept.get(LOST)) if same_stage else ({}, None)
@@ -314,7 +314,7 @@ class Site:
     def model(self, question: Question) -> Params:
         """Return the parameters of a question's model.
 
-        These are the client's own model if it keeps one, or else the global parameters with the client's personal values; or a
+        These are the client's own model if it keeps one, or else the global parameters with the client's personal parameters; or a
         model between these and the global one.
         """
         if question.client is None:
@@ -355,7 +355,7 @@ class Site:
 
 
 def _with_own(start: Params, parts: Parts, sent: Params, down: Part, kept: Tensors) -> Params:
-    """Return a client's parameters: what was sent in `down`, the method's start elsewhere, and its personal values."""
+    """Return a client's parameters: what was sent in `down`, the method's start elsewhere, and its personal parameters."""
     flat = sent.flat if down.is_whole else torch.where(down.mask, sent.flat, start.flat)
     personal = kept.get(PERSONAL)
     return sent.with_flat(flat if personal is None else parts.personal.put(personal, flat))

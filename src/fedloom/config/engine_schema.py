@@ -18,13 +18,13 @@ class Engine(Section):
     )
     workers: Count | Literal["auto"] = Field(
         default="auto",
-        description="Processes that train a cohort's clients and answer questions at once, on NVIDIA cards one for each; auto is "
-        "one per thread where rounds are long, or one card.",
+        description="Processes that train a cohort's clients and answer questions at once, on NVIDIA GPUs one for each; auto is "
+        "one per thread where rounds are long, or one GPU.",
     )
     backend: Literal["auto", "in-process", "workers", "ray"] = Field(
         default="auto",
         description="Where clients train: in-process is one after another, or side by side, in this process; workers is in "
-        "copies of it, or in a process for each of several cards; ray is in Ray's actors; auto is the first two as workers says.",
+        "copies of it, or in a process for each of several GPUs; ray is in Ray's actors; auto is the first two as workers says.",
     )
     address: Text | None = Field(
         default=None,
@@ -46,7 +46,7 @@ class Engine(Section):
     deterministic: Flag = Field(
         default=False,
         description="Whether an accelerator uses deterministic kernels only, and attention without fused kernels, so that equal "
-        "runs give equal numbers; slower and with more memory; processors do so always.",
+        "runs give equal numbers; slower and with more memory; CPUs do so always.",
     )
     cache: Flag = Field(
         default=True, description="Whether the frozen encoder's image features are cached between runs."

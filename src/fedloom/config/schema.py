@@ -221,7 +221,7 @@ class Model(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="Precision of the frozen language model, while adapters are always float32; auto is float32 on "
-        "processors, and on cards bfloat16, or float16 where a card lacks it.",
+        "CPUs, and on GPUs bfloat16, or float16 where a GPU lacks it.",
     )
     quantize: Literal["nf4", "int8"] | None = Field(
         default=None,
@@ -230,8 +230,8 @@ class Model(Section):
     )
     device_map: Literal["auto"] | None = Field(
         default=None,
-        description="auto divides the decoder's layers among all NVIDIA cards and the host's memory, for a model that is larger "
-        "than a card, and is slow; null keeps it on one card.",
+        description="auto divides the decoder's layers among all NVIDIA GPUs and the host's memory, for a model that is larger "
+        "than a GPU, and is slow; null keeps it on one GPU.",
     )
     threads: Count | None = Field(
         default=None, description="Number of CPU threads; null leaves the choice to torch."

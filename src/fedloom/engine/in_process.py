@@ -1,6 +1,6 @@
 """Train the clients of a site in this process over one frozen model: one after the other, or several side by side.
 
-Both ways lead to the same updates; side by side is faster where a client's batch is too small to keep the processor busy.
+Both ways lead to the same updates; side by side is faster where a client's batch is too small to keep the CPU busy.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ MOST = 32
 """Most rows of a pass: with that many, its overhead is small, and further rows gain nothing."""
 
 FULL, FULL_ACCELERATOR = 4 * 10**9, 10**12
-"""Multiplications of one forward pass that keep a thread of a processor, or an accelerator, busy: more rows gain nothing."""
+"""Multiplications of one forward pass that keep a thread of a CPU, or an accelerator, busy: more rows gain nothing."""
 
 COPY = 10**10
 """Multiplications of a client's round below which copying this process, some 20 ms, costs more than it saves."""

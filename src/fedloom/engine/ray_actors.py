@@ -35,7 +35,9 @@ TRIES = 3
 QUIET_SECONDS = 120.0
 """Seconds without any client's update after which a message is shown, once."""
 
-STILL_WAITING = "Ray's actors have trained no client yet: they load the model, or wait for processors or GPUs that others use"
+STILL_WAITING = (
+    "Ray's actors have trained no client yet: they load the model, or wait for CPUs or GPUs that others use"
+)
 
 BROADCASTS_HELD = 8
 """Number of broadcasts that are kept for further clients."""

@@ -1,6 +1,6 @@
 """Train clients in several copies of this process at once: each trains its share as `InProcess` does.
 
-A copy has its own cores, for processors with more cores than one client's batch can use. Updates return through a pipe, as
+A copy has its own cores, for CPUs with more cores than one client's batch can use. Updates return through a pipe, as
 the same messages that another machine would send. They are those of one process with as many threads.
 """
 

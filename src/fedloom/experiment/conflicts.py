@@ -243,7 +243,7 @@ def _incompatible_settings(experiment: ExperimentBase, part: str) -> Iterator[tu
     if personal or len(stages) > 1:
         yield (
             ("strategy", "name"),
-            f"rebuilds all trained values from one start, but {strategy}; set it to lora, connector or both",
+            f"rebuilds all trainable parameters from one start, but {strategy}; set it to lora, connector or both",
         )
     for key, right in REPLAYED.items():
         if getattr(train, key) != right:
@@ -296,7 +296,7 @@ def backend_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
 
 
 def device_map_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
-    """Yield settings that are incompatible with layers on several cards and in the host's memory."""
+    """Yield settings that are incompatible with layers on several GPUs and in the host's memory."""
     if (given := experiment.model.device_map) is None:
         return
     engine, where = experiment.engine, (("model", "device_map"),)
@@ -313,7 +313,7 @@ def device_map_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
         yield Conflict(("engine", "compile"), message, where)
     if engine.backend == "ray" or engine.workers not in ("auto", 1):
         key = "backend" if engine.backend == "ray" else "workers"
-        message = f"engine.{key} is {getattr(engine, key)}, {about}, which uses all cards in one process; leave one out"
+        message = f"engine.{key} is {getattr(engine, key)}, {about}, which uses all GPUs in one process; leave one out"
         yield Conflict(("engine", key), message, where)
 
 

@@ -133,7 +133,7 @@ class Experiment(ExperimentBase):
                 del value[section]
         if (
             value.get("model", {}).get("precision") == "auto"
-        ):  # as on processors; other machines name it in the identity
+        ):  # as on CPUs; other machines name it in the identity
             value["model"]["precision"] = "float32"
         return json_digest(value)
 

@@ -139,7 +139,7 @@ class Batch:
     """The inputs of one training step of one or several clients, or of a part of one.
 
     Attributes:
-        ids: Token ids, shape [K·B, L], padded on the right, on the processor; a client with fewer than B conversations has
+        ids: Token ids, shape [K·B, L], padded on the right, on the CPU; a client with fewer than B conversations has
             rows of padding, which add nothing to the loss.
         mask: 1 on real tokens, 0 on padding, shape [K·B, L], on the processor.
         features: Each client's encoder features, [*grid, E] for each image.

@@ -16,7 +16,7 @@ LONGEST = 2**20
 
 
 def limit_resources(seconds: int, memory: int) -> None:
-    """Limit the further processor seconds and bytes of memory of this process, where the operating system can.
+    """Limit the further CPU seconds and bytes of memory of this process, where the operating system can.
 
     Elsewhere the caller ends the process.
     """

@@ -32,9 +32,9 @@ TODAY = "26 Jul 2024"
 
 DATE_MACRO = "{%- macro strftime_now(format) -%}" + TODAY + "{%- endmacro -%}"
 SECONDS, MEMORY = 10, 2**30
-"""Seconds of processor time and bytes of memory for a check; a usual template takes a thousandth of either."""
+"""Seconds of CPU time and bytes of memory for a check; a usual template takes a thousandth of either."""
 TIMEOUT = 300
-"""Seconds after which a check ends where the operating system does not limit its processor time."""
+"""Seconds after which a check ends where the operating system does not limit its CPU time."""
 LIMIT_SIGNALS = [
     getattr(signal, name)
     for name in ("SIGXCPU", "SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS")

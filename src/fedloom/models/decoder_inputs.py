@@ -56,9 +56,9 @@ def decoder_inputs(
         vlm: The model.
         rows: The conversations.
         tokens: Token embeddings of all images in reading order, shape [T, D] each.
-        allowed: Whether a token (second dimension) sees another (third), shape [B, L, L], on the processor; None lets every
+        allowed: Whether a token (second dimension) sees another (third), shape [B, L, L], on the CPU; None lets every
             token see the earlier ones.
-        position: Positions counted in tokens, shape [B, L], on the processor; None counts along the row.
+        position: Positions counted in tokens, shape [B, L], on the CPU; None counts along the row.
     """
     family, model = vlm.family, vlm.model
     embeddings = model.get_input_embeddings()(vlm.send(rows.ids))
@@ -66,7 +66,7 @@ def decoder_inputs(
     within, blocks = None, list[Tensor]()
     if family.blocks is not None:
         blocks = [family.blocks(model, rows.ids[row, :length]) for row, length in enumerate(rows.lengths)]
-    # Block numbers are on the processor, so nothing waits here. Without blocks, faster kernels take the batch.
+    # Block numbers are on the CPU, so nothing synchronizes here. Without blocks, faster kernels take the batch.
     if any((block >= 0).any() for block in blocks):
         width = rows.ids.shape[1]
         if allowed is None:
@@ -138,7 +138,7 @@ def next_positions(vlm: Vlm, inputs: Mapping[str, Any], rows: Rows) -> Tensor:
 
 
 def _axes(vlm: Vlm, rows: Rows, position: Tensor | None) -> Tensor:
-    """Return positions on the family's axes, [A, B, L], on the processor; tokens after a prompt continue from its largest one."""
+    """Return positions on the family's axes, [A, B, L], on the CPU; tokens after a prompt continue from its largest one."""
     assert vlm.family.positions is not None
     positions = []
     for row, (length, grids) in enumerate(zip(rows.lengths, rows.grids, strict=True)):

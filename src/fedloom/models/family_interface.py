@@ -38,7 +38,7 @@ def dtype_of(module: Any) -> torch.dtype:
 
 
 def send(value: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the processor to a device; to an accelerator from pinned memory, without waiting.
+    """Copy a tensor of the CPU to a device; to an accelerator from pinned memory, without synchronization.
 
     So the next batch is built and copied while the device computes the last one. A tensor that is there already is returned
     itself. Other devices than CUDA's get a plain copy.
@@ -63,7 +63,7 @@ def scatter(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[Tensor
 
     Args:
         model: The model.
-        ids: Token ids, shape [B, L]; on the processor, where counting image tokens makes no accelerator wait.
+        ids: Token ids, shape [B, L]; on the CPU, where counting image tokens synchronizes with no accelerator.
         embeddings: Their embeddings, shape [B, L, D], on the model's device.
         tokens: Token embeddings of all images in reading order, shape [T, D] each.
 
@@ -125,7 +125,7 @@ class Family:
         place: (model, ids, embeddings, token embeddings of images) → arguments of the decoder, see `scatter`. The value of
             `ADDED` is no argument: layer → (places [N] of `image_places`, features [N, D]), which are added to the layer's inputs there.
         later: (these arguments) → those that later tokens need, in generation.
-        positions: (model, ids of a prompt [L], grids of its images) → positions [A, L], all on the processor; None counts
+        positions: (model, ids of a prompt [L], grids of its images) → positions [A, L], all on the CPU; None counts
             tokens.
         blocks: (model, ids of a prompt [L]) → block numbers [L], both on the processor. Tokens of a block see each other in both
             directions; tokens with −1 see only earlier ones. None: every token sees only earlier ones.

@@ -86,7 +86,7 @@ class Vlm:
         return self.model.get_input_embeddings().weight.device
 
     def send(self, value: Tensor) -> Tensor:
-        """Copy a tensor of the processor to the model's device, without waiting."""
+        """Copy a tensor of the CPU to the model's device, without synchronization."""
         return send(value, self.device)
 
     @property
@@ -191,7 +191,7 @@ def wrong_pixels(pixels: Any) -> str | None:
 
 
 def rest_encoder(vlm: Vlm) -> None:
-    """Move a model's encoder to the processor, in place, so that an accelerator has its memory for training.
+    """Move a model's encoder to the CPU, in place, so that an accelerator has its memory for training.
 
     It comes back when an image has to be encoded.
     """

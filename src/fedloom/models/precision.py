@@ -12,11 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedloom.system.errors import UserError
 
 BFLOAT16_FROM = (8, 0)
-"""The first generation of NVIDIA's cards (compute capability) that multiplies in bfloat16; a T4 is 7.5 and a V100 7.0."""
+"""The first generation of NVIDIA's GPUs (compute capability) that multiplies in bfloat16; a T4 is 7.5 and a V100 7.0."""
 
 
 def device_of(setting: str) -> str:
-    """Return the kind of device that `model.device` means here; only "cpu" does not ask for a card, and auto is cuda or cpu.
+    """Return the kind of device that `model.device` means here; only "cpu" does not ask for a GPU, and auto is cuda or cpu.
 
     Raises:
         UserError: There is no such device here.
@@ -33,7 +33,7 @@ def device_of(setting: str) -> str:
 def precision_of(setting: str, device: str) -> str:
     """Return the data type that `model.precision` means on a kind of device.
 
-    "auto" is float32 on processors, MPS and XPU; on NVIDIA's cards it is bfloat16 where the card multiplies in it, and otherwise float16, for which
+    "auto" is float32 on CPUs, MPS and XPU; on NVIDIA's GPUs it is bfloat16 where the GPU multiplies in it, and otherwise float16, for which
     losses are scaled (`fedloom.client.backpropagation`).
 
     Args:
@@ -52,7 +52,7 @@ def deterministic_kernels(enabled: bool, setting: str) -> Iterator[None]:
     """Let an accelerator use only kernels that give equal results in equal calls inside this block.
 
     Attention runs without fused kernels, whose backward passes add in any order. An operation for which torch has no
-    deterministic kernel raises RuntimeError. Nothing changes on processors.
+    deterministic kernel raises RuntimeError. Nothing changes on CPUs.
 
     Args:
         enabled: `engine.deterministic`; False changes nothing.

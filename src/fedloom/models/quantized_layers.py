@@ -83,7 +83,7 @@ class Int8Linear(QuantizedLinear):
 class Nf4Linear(QuantizedLinear):
     """A linear layer whose weight is NF4 (Dettmers et al., arXiv 2305.14314), with scales that are quantized too.
 
-    The weight is stored as one row of whole blocks, because bitsandbytes' kernels for processors (0.50.2) read other values than
+    The weight is stored as one row of whole blocks, because bitsandbytes' CPU kernels (0.50.2) read other values than
     they wrote where a row of the weight ends within a block.
     """
 

@@ -39,7 +39,7 @@ def global_scores(
 def shared_scores(
     context: RunContext, models: Mapping[int | None, Question], name: str, rounds: Rounds
 ) -> dict[str, Any]:
-    """Score the shared model of a method whose clients have their own; personal values in it are those of the start."""
+    """Score the shared model of a method whose clients have their own; personal parameters in it are those of the start."""
     client, question = next(iter(models.items()))
     shared: dict[int | None, Question] = {None: replace(question, client=None, since=-1, own_share=1.0)}
     _begin_evaluation(context, name, 1)

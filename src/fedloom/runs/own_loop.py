@@ -38,7 +38,7 @@ class Clients:
 
     Attributes:
         experiment: The experiment.
-        method: The method, whose prompts, local rule and trained values the clients have.
+        method: The method, whose prompts, local rule and trainable parameters the clients have.
         server: The method's algorithm: `server.init(params)`, `server.broadcast(state)` and `server.apply(state, updates)`.
         start: The parameters of the first round.
         rounds: Number of rounds that the experiment asks for, by which learning rates are scheduled.
@@ -109,7 +109,7 @@ class Clients:
         Args:
             params: The global parameters.
             part: The modalities that are shown: "both", "image" or "text".
-            client: The client whose own model or personal values are used; None for the global model.
+            client: The client whose own model or personal parameters are used; None for the global model.
             memory: See `train`.
 
         Raises:

@@ -50,7 +50,7 @@ class ResourcePlan:
 
     Attributes:
         classes: The classes of clients.
-        trained: Number of trained values.
+        trained: Number of trainable parameters.
         weights: Part of the model → bytes of its weights as loaded.
         program: Bytes of this process without the model: Python and its libraries.
         rows: Clients side by side in a pass.
@@ -205,7 +205,7 @@ def _choice(experiment: Experiment, site: Site, classes: Iterable[ClientClass], 
     )
     if engine.side_by_side != "auto":
         choice = replace(choice, rows=engine.side_by_side)
-    if engine.workers != "auto" and machine.device == "cpu":  # a card has memory of its own
+    if engine.workers != "auto" and machine.device == "cpu":  # a GPU has memory of its own
         choice = replace(choice, workers=engine.workers)
     if engine.backend == "in-process":
         choice = replace(choice, workers=1)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedloom.client.site import Site
-from fedloom.engine.card_processes import CardProcesses
 from fedloom.engine.federation import Federation
+from fedloom.engine.gpu_processes import GpuProcesses
 from fedloom.engine.ray_actors import Actors
 from fedloom.engine.rounds import Backend
 from fedloom.experiment.experiment import Experiment
@@ -46,7 +46,7 @@ class RunContext:
     judge: Judge | None = None
     validation: Validation | None = None
     actors: Actors | None = None
-    cards: CardProcesses | None = None
+    gpus: GpuProcesses | None = None
     remote: Backend | None = None
     answered: dict[Hashable, Answers] = field(default_factory=dict[Hashable, Answers])
 

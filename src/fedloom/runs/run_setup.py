@@ -28,7 +28,7 @@ from fedloom.models.precision import deterministic_kernels, device_of, precision
 from fedloom.models.sentence_embeddings import sentence_source
 from fedloom.models.text_only import check_pattern
 from fedloom.run_log import Follower, RunLog, require_length
-from fedloom.runs.card_setup import cards_of
+from fedloom.runs.gpu_setup import gpus_of
 from fedloom.runs.own_answers import require_options
 from fedloom.runs.ray_setup import actors_of
 from fedloom.runs.run_context import RunContext
@@ -94,7 +94,7 @@ def set_up_run(
         folder: The run folder.
         progress: Shows messages about data and versions.
         models: Loaded models and judges; see `run_experiment`.
-        live: Removes the adapters from the model, and ends Ray's actors and the processes of cards, when it closes.
+        live: Removes the adapters from the model, and ends Ray's actors and the processes of GPUs, when it closes.
         site_data: What the server knows about the data of sites on other machines; None for the experiment's data.
         follow: Called with each line of the run's log.
     """
@@ -146,7 +146,7 @@ def set_up_run(
     return RunContext(
         experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, validation,
         actors_of(here, folder / METHODS, open_site_elsewhere, progress.message, live),
-        cards_of(here, folder / METHODS, vlm.device, live) if site_data is None else None,
+        gpus_of(here, folder / METHODS, vlm.device, live) if site_data is None else None,
     )  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def current_identity(
     Args:
         experiment: Every choice.
         contents: The digests of its data.
-        folder: The run's folder, whose precision counts if it is not that of processors; None if there is none.
+        folder: The run's folder, whose precision counts if it is not that of CPUs; None if there is none.
     """
     value = identity(experiment, contents, models_digest(experiment))
     if folder is None or experiment.model.precision != "auto":

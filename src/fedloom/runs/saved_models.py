@@ -110,7 +110,7 @@ class SavedModels:
         return reported_models(context, described, method, [(alone, state)])[0]
 
     def params(self, question: Question) -> Params:
-        """Return the trained values of a question's model.
+        """Return the trainable parameters of a question's model.
 
         Raises:
             UserError: What its client keeps is lost, or stays at a site on another machine.
@@ -130,7 +130,7 @@ class SavedModels:
 def open_models(
     folder: Path, changes: Sequence[str] = (), plugins: Plugged = (), progress: Progress | None = None
 ) -> SavedModels:
-    """Load the base model of a finished run, into which its trained values can be written.
+    """Load the base model of a finished run, into which its trainable parameters can be written.
 
     Args:
         folder: The run folder.

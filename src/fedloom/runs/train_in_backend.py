@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from itertools import chain
 
 from fedloom.client.local_job import Job
-from fedloom.engine.card_processes import Cards
 from fedloom.engine.client_sampling import draw_cohort
+from fedloom.engine.gpu_processes import SeveralGpus
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine_choices import MOST, Choice, Machine, choose, this_machine
 from fedloom.engine.ray_actors import RayActors
@@ -28,9 +28,9 @@ from fedloom.wire.messages import Update
 
 
 def local_backend(context: RunContext) -> Backend:
-    """Return the run's site on this machine as a backend that trains one client after the other on each card."""
+    """Return the run's site on this machine as a backend that trains one client after the other on each GPU."""
     here = _in_this_process(context)
-    return here if context.cards is None else Cards(here, context.cards)
+    return here if context.gpus is None else SeveralGpus(here, context.gpus)
 
 
 def _in_this_process(context: RunContext) -> InProcess:
@@ -92,8 +92,8 @@ def _in_process(context: RunContext, inner: InProcess, choice: Choice, clients: 
 
 
 def _workers(context: RunContext, inner: InProcess, choice: Choice, clients: int) -> Backend:
-    if context.cards is not None:
-        return Cards(inner, context.cards, recompute=choice.recompute)
+    if context.gpus is not None:
+        return SeveralGpus(inner, context.gpus, recompute=choice.recompute)
     return Workers(inner, choice.workers) if clients > 1 and choice.workers > 1 else inner
 
 
@@ -185,11 +185,11 @@ def workers_of(context: RunContext) -> int:
     have Ray's threads.
 
     Raises:
-        UserError: A process cannot be copied, and the experiment sets several workers where there are not several cards.
+        UserError: A process cannot be copied, and the experiment sets several workers where there are not several GPUs.
     """
     engine = context.experiment.engine
     chosen = engine.workers
-    if engine.compile or engine.backend in ("in-process", "ray") or context.cards is not None:
+    if engine.compile or engine.backend in ("in-process", "ray") or context.gpus is not None:
         return 1
     machine = this_machine(context.vlm.device)
     if chosen == "auto":
@@ -198,6 +198,6 @@ def workers_of(context: RunContext) -> int:
         return chosen
     if chosen > 1:
         raise UserError(
-            "engine.workers: several processes need Linux and a model on the CPU, or several NVIDIA cards; set it to 1"
+            "engine.workers: several processes need Linux and a model on the CPU, or several NVIDIA GPUs; set it to 1"
         )
     return 1

@@ -70,7 +70,7 @@ class TrainedModel:
 
     @property
     def params(self) -> Params:
-        """Its trained values."""
+        """Its trainable parameters."""
         return self.models.params(self.of)
 
     def ask(

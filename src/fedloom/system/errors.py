@@ -41,18 +41,18 @@ _MACHINE = {
 _MEMORY = (
     "memory ran out; try train.micro_batch=1, engine.workers=1 and engine.side_by_side=1, or fewer --jobs"
 )
-_CARD_MEMORY = (
+_GPU_MEMORY = (
     "the memory of the accelerator ran out; try engine.recompute=always, engine.side_by_side=1, train.micro_batch=1, "
     "model.precision=auto where it is float32, model.quantize=nf4, a smaller model.max_tokens or model.pixels, or a smaller model"
 )
 _FOREIGN = re.compile(r"\(os error (\d{1,3})\)")
 """The system's error in messages of libraries that are written in Rust, such as safetensors and tokenizers."""
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-_NO_CARD_MEMORY = re.compile(
+_NO_GPU_MEMORY = re.compile(
     r"\b(cuda|hip|mps|xpu)\b.*out of memory|\b(cu|hip|roc)\w+_alloc\w*_failed|_out_of_(device_memory|resources)"
 )
 """What torch and its libraries say, in lower case, where an accelerator lacks memory: CUDA's runtime and its libraries,
-Metal (`MPS backend out of memory`), and the runtimes of Intel's cards."""
+Metal (`MPS backend out of memory`), and the runtimes of Intel's GPUs."""
 
 
 class UserError(Exception):
@@ -69,7 +69,7 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if is_out_of_memory(error):
-        return f"{_CARD_MEMORY if is_of_accelerator(error) else _MEMORY}{_detail(error)}"
+        return f"{_GPU_MEMORY if is_of_accelerator(error) else _MEMORY}{_detail(error)}"
     if isinstance(error, OSError):
         return _system_sentence(error)
     if foreign := _FOREIGN.search(str(error)):
@@ -169,7 +169,7 @@ def is_of_accelerator(error: BaseException) -> bool:
     """
     if not isinstance(error, RuntimeError):
         return False
-    return type(error).__name__ == "OutOfMemoryError" or bool(_NO_CARD_MEMORY.search(str(error).lower()))
+    return type(error).__name__ == "OutOfMemoryError" or bool(_NO_GPU_MEMORY.search(str(error).lower()))
 
 
 def _system_sentence(error: OSError) -> str:

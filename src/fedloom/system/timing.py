@@ -10,11 +10,11 @@ from typing import Any
 class Clock:
     """A stopwatch that adds every interval to the name given at its end, so that the names add up to the whole.
 
-    An accelerator works behind the processor, whose own time says only when work was handed over. So on one, laps are marks in
-    the queue of its work; the processor waits for them once, when the times are read, and not at every lap.
+    An accelerator works behind the CPU, whose own time says only when work was handed over. So on one, laps are marks in
+    the queue of its work; the CPU synchronizes once, when the times are read, and not at every lap.
 
     Args:
-        device: Kind of device that does the work; laps on other accelerators than CUDA's are those of the processor.
+        device: Kind of device that does the work; laps on other accelerators than CUDA's are those of the CPU.
 
     Example:
         >>> clock = Clock()

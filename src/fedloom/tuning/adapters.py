@@ -1,6 +1,6 @@
 """Trained tensors as views of one flat buffer, and their files in PEFT's format.
 
-Shape legend: P trained values, K clients side by side, I and O a linear layer's inputs and outputs, R rank.
+Shape legend: P trainable parameters, K clients side by side, I and O a linear layer's inputs and outputs, R rank.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def trained_shapes(vlm: Vlm, stage: Stage) -> tuple[dict[str, tuple[int, ...]], 
 
 
 def empty_tuned(vlm: Vlm, stage: Stage) -> Tuned:
-    """Return a model whose trained values are zero and are in no layer, to compute the sizes of what is trained and sent.
+    """Return a model whose trainable parameters are zero and are in no layer, to compute the sizes of what is trained and sent.
 
     Args:
         vlm: A model, which is not changed and may have no values.

@@ -59,7 +59,7 @@ def adapter_dropout(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Itera
     p = `LoRA.dropout` and 1 otherwise; every layer has its own mask, and the frozen layer sees the whole x.
     Unlike in PEFT, masks come from named streams. A client's stream gives a value for each input of each of its tokens,
     in order and without padding, so its mask does not depend on the clients that train along with it. It is drawn on the
-    processor and copied, so it is the same on every device. A layer that is computed again in the backward pass, which
+    CPU and copied, so it is the same on every device. A layer that is computed again in the backward pass, which
     belongs inside the block, gets the same mask.
 
     Args:

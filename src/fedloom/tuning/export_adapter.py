@@ -140,7 +140,7 @@ def export_adapter(
 
     Args:
         tuned: The model.
-        params: The trained values.
+        params: The trainable parameters.
         folder: The folder; it is made if it does not exist.
         base: What the base model is loaded from; None is `base_location`.
         others: Name → content of further files, such as those of the tokenizer.
@@ -171,7 +171,7 @@ def with_rank(tuned: Tuned, params: Params, rank: int) -> tuple[Tuned, Params]:
 
     Args:
         tuned: The model, which has adapters; only its settings are read.
-        params: The trained values.
+        params: The trainable parameters.
         rank: The new rank, 1 to that of the adapters.
 
     Returns:
@@ -210,7 +210,7 @@ def merge_adapters(tuned: Tuned, params: Params) -> None:
         )
     tuned.write(params)
     for layer in tuned.adapters.values():
-        # On the processor, since some accelerators have no float64.
+        # On the CPU, since some accelerators have no float64.
         update = layer.scale * (layer.lora_b.cpu().double() @ layer.lora_a.cpu().double())
         if (weight := plain_weight(layer.base)) is not None:
             weight.add_(update.to(weight))

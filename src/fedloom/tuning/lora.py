@@ -45,7 +45,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [..., I] → [..., O]
         """Apply layer and update."""
         a, b = self.cast or (self.lora_a.to(x.dtype), self.lora_b.to(x.dtype))
-        a, b = a.to(x.device), b.to(x.device)  # this layer may be on another card than all adapters
+        a, b = a.to(x.device), b.to(x.device)  # this layer may be on another GPU than all adapters
         scale = self.scale.to(x.device) if isinstance(self.scale, Tensor) else self.scale
         rows = x.reshape(*a.shape[:-2], -1, x.shape[-1])  # [K, tokens, I]
         inside = None if self.drop is None else self.drop(x).view_as(rows)
@@ -61,7 +61,7 @@ class LoRALinear(nn.Module):
 class _Adapted(torch.autograd.Function):
     """y = W x + b + scale · B A x with frozen W and b, and its gradients.
 
-    Every product with A or B has its long side last: R is small, and processors' libraries multiply [R, T] several
+    Every product with A or B has its long side last: R is small, and CPU libraries multiply [R, T] several
     times faster than its transpose. Sums are formed together with products, which saves passes over [T, O] and [T, I].
     """
 

@@ -18,7 +18,7 @@ class Parts(NamedTuple):
             first trains in a later stage has what was learned in earlier ones.
         up: The part that a client trains and reports.
         personal: The part that stays with each client, in this stage and earlier ones.
-        trained: The part that a client trains: `up`, and the personal values of this stage.
+        trained: The part that a client trains: `up`, and the personal parameters of this stage.
     """
 
     down: Part

@@ -1,4 +1,4 @@
-"""The process of a further graphics card: `python -m fedloom.runs.card_site` opens a run's site and answers requests."""
+"""The process of a further GPU: `python -m fedloom.runs.gpu_site` opens a run's site and answers requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from fedloom.client.site import Site
-from fedloom.engine.card_processes import serve_site
+from fedloom.engine.gpu_processes import serve_site
 from fedloom.runs.run_setup import open_site_elsewhere
 
 

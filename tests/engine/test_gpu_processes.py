@@ -1,4 +1,4 @@
-"""Processes of cards give the updates and answers of one process, whichever of them dies; processors take the place of cards."""
+"""Processes of GPUs give the updates and answers of one process, whichever of them dies; CPUs take the place of GPUs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from tests.clients import assigned, real_site, tune
-from tests.engine.card_site import QUESTIONS, answering
+from tests.engine.gpu_site import QUESTIONS, answering
 from tests.engine.ray_site import CLIENTS
 from tests.engine.test_ray_actors import NOBODY, asked, by_client, expected
 from tests.engine.test_worker_processes import assert_same_bits, kept
 
 from fedloom.client.client_memory import Files
 from fedloom.client.site import Question
-from fedloom.engine.card_processes import TRIES, CardProcesses, Cards
+from fedloom.engine.gpu_processes import TRIES, GpuProcesses, SeveralGpus
 from fedloom.engine.in_process import InProcess
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
@@ -25,22 +25,22 @@ from fedloom.wire.messages import Missing
 from fedloom.wire.site_messages import SiteMessage
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "tests.engine.card_site"]
+COMMAND = [sys.executable, "-m", "tests.engine.gpu_site"]
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
 
 
-def processes(count: int, command: list[str] = COMMAND, /, **head: object) -> CardProcesses:
-    return CardProcesses(command, [ENVIRONMENT] * count, SiteMessage("begin", head))
+def processes(count: int, command: list[str] = COMMAND, /, **head: object) -> GpuProcesses:
+    return GpuProcesses(command, [ENVIRONMENT] * count, SiteMessage("begin", head))
 
 
 def backend(
     model: Path, name: str, folder: Path, count: int = 1, rows: int = 1, killing: int = NOBODY, times: int = 0
-) -> Cards:
+) -> SeveralGpus:
     """Return a backend of this process and some others, whose clients keep what they keep in a folder."""
     folder.mkdir(exist_ok=True)
     site = answering(real_site(tune(model), name, memory=Files(folder), clients=CLIENTS))
     head = {"model": str(model), "name": name, "folder": str(folder), "killing": killing, "times": times}
-    return Cards(InProcess(site, rows), processes(count, **head))
+    return SeveralGpus(InProcess(site, rows), processes(count, **head))
 
 
 def opened(folder: Path) -> list[int]:
@@ -72,7 +72,7 @@ def test_updates_memories_and_answers_are_those_of_one_process(tiny_model: Path,
                 for left, right in zip(one.probabilities, other.probabilities, strict=True):
                     assert (left is None and right is None) or (left == right).all()
         with pytest.raises(
-            UserError, match=r"card 1: .*no request 'else'"
+            UserError, match=r"GPU 1: .*no request 'else'"
         ):  # an error there that is not of one client
             there.processes.ask(0, SiteMessage("else")).result()
         pids = opened(tmp_path / "there")
@@ -137,9 +137,9 @@ receive_bytes(sys.stdin.buffer)
 @pytest.mark.parametrize(
     ("command", "head", "message"),
     [
-        (COMMAND, {"reason": "the data are not there"}, "the process of card 1: the data are not there"),
-        (DYING, {}, r"card 1: it ended by itself with exit code 3 \(no driver\) before it had opened"),
-        (["/bin/false"], {}, "card 1: it ended by itself with exit code 1 before"),
+        (COMMAND, {"reason": "the data are not there"}, "the process of GPU 1: the data are not there"),
+        (DYING, {}, r"GPU 1: it ended by itself with exit code 3 \(no driver\) before it had opened"),
+        (["/bin/false"], {}, "GPU 1: it ended by itself with exit code 1 before"),
     ],
     ids=["refuses", "dies with a line", "dies without one"],
 )
@@ -148,7 +148,7 @@ def test_a_process_that_cannot_open_its_site_ends_the_run_with_the_reason(
 ) -> None:
     site = answering(real_site(tune(tiny_model), memory=Files(tmp_path)))
     with closing(processes(1, command, **head)) as others:
-        there = Cards(InProcess(site), others)
+        there = SeveralGpus(InProcess(site), others)
         with pytest.raises(UserError, match=message):
             list(there.train(assigned(site.tuned), Clock()))
         with pytest.raises(UserError, match=message):
@@ -158,7 +158,7 @@ def test_a_process_that_cannot_open_its_site_ends_the_run_with_the_reason(
 def test_questions_over_which_processes_die_end_the_run(tiny_model: Path, tmp_path: Path) -> None:
     site = answering(real_site(tune(tiny_model), memory=Files(tmp_path)))
     with closing(processes(1, [sys.executable, "-c", MUTE])) as others:
-        there = Cards(InProcess(site), others)
+        there = SeveralGpus(InProcess(site), others)
         with pytest.raises(UserError, match=r"fedavg: 3 processes died over it.*engine\.workers=1"):
             there.answer([Question("fedavg", 0, site.tuned.start)])
 
@@ -180,4 +180,4 @@ def test_processes_end_in_the_middle_of_a_request(tiny_model: Path, tmp_path: Pa
 def test_what_another_process_cannot_keep_is_refused(tiny_model: Path) -> None:
     site = real_site(tune(tiny_model), "scaffold")
     with closing(processes(1)) as others, pytest.raises(ValueError, match="keep clients' memories in files"):
-        list(Cards(InProcess(site), others).train([], Clock()))
+        list(SeveralGpus(InProcess(site), others).train([], Clock()))

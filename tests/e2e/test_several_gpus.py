@@ -1,6 +1,6 @@
-"""Runs on several cards: a process for each further one, and the numbers of one card.
+"""Runs on several GPUs: a process for each further one, and the numbers of one GPU.
 
-The first card is simulated, and the processors of other processes take the place of further ones.
+The first GPU is simulated, and the CPUs of other processes take the place of further ones.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from tests.e2e.test_accelerator import experiment, outcome
 from tests.simulated_accelerator import simulated_accelerator
 
-from fedloom.engine.card_processes import CardProcesses
+from fedloom.engine.gpu_processes import GpuProcesses
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.last_layer import layers_of
-from fedloom.runs import card_setup, run_setup
-from fedloom.runs.card_setup import VISIBLE, cards_of, environment_of
+from fedloom.runs import gpu_setup, run_setup
+from fedloom.runs.gpu_setup import VISIBLE, environment_of, gpus_of
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed
 from fedloom.wire.site_messages import SiteMessage
@@ -30,19 +30,19 @@ FEDERATED = {"scenario": {"clients": 4, "partition": "iid"}, "methods": ["fedavg
 FIRST = torch.device("cuda", 0)
 
 
-def test_a_run_on_two_cards_has_the_numbers_of_one(
+def test_a_run_on_two_gpus_has_the_numbers_of_one(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other process trains and answers; this one loads the model once, and puts nothing on the second card."""
+    """The other process trains and answers; this one loads the model once, and puts nothing on the second GPU."""
     expected = outcome(experiment(tiny_model, **FEDERATED), tmp_path / "one")
     asked, placed, loaded = list[str](), Counter[str](), list[int]()
-    ask, start, load = CardProcesses.ask, card_setup.site_processes, run_setup.load_base
+    ask, start, load = GpuProcesses.ask, gpu_setup.site_processes, run_setup.load_base
 
-    def noted(self: CardProcesses, number: int, request: SiteMessage) -> Any:
+    def noted(self: GpuProcesses, number: int, request: SiteMessage) -> Any:
         asked.append(request.kind)
         return ask(self, number, request)
 
-    def on_processor(there: Experiment, *rest: Any) -> CardProcesses:
+    def on_cpu(there: Experiment, *rest: Any) -> GpuProcesses:
         assert there.model.device == "cuda"
         return start(
             there.model_copy(update={"model": there.model.model_copy(update={"device": "cpu"})}), *rest
@@ -52,8 +52,8 @@ def test_a_run_on_two_cards_has_the_numbers_of_one(
         loaded.append(1)
         return load(*arguments)
 
-    monkeypatch.setattr(CardProcesses, "ask", noted)
-    monkeypatch.setattr(card_setup, "site_processes", on_processor)
+    monkeypatch.setattr(GpuProcesses, "ask", noted)
+    monkeypatch.setattr(gpu_setup, "site_processes", on_cpu)
     monkeypatch.setattr(run_setup, "load_base", counted)
     with simulated_accelerator(devices=2) as state:
         put = state.live.put
@@ -73,7 +73,7 @@ def test_a_run_on_two_cards_has_the_numbers_of_one(
 def test_a_run_with_layers_in_the_memory_of_the_host_has_the_numbers_of_one_device(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a card that is smaller than the model; layers are then recomputed, too."""
+    """Of a GPU that is smaller than the model; layers are then recomputed, too."""
     values = {"train": {"rounds": 1}, "strategy": {"dropout": 0.1}}
     expected = outcome(experiment(tiny_model, **values), tmp_path / "one")
     about = SimpleNamespace(name="Small", total_memory=1000, multi_processor_count=1)
@@ -92,41 +92,41 @@ def test_a_run_with_layers_in_the_memory_of_the_host_has_the_numbers_of_one_devi
         )
 
 
-def cards(
+def gpus(
     path: Path, engine: dict[str, Any], *, count: int = 3, device: torch.device = FIRST
-) -> CardProcesses | None:
-    """Return the processes of a run on a machine with some cards; none of them starts."""
+) -> GpuProcesses | None:
+    """Return the processes of a run on a machine with some GPUs; none of them starts."""
     with simulated_accelerator(devices=count), ExitStack() as live:
-        return cards_of(experiment(path, engine=engine), path, device, live)
+        return gpus_of(experiment(path, engine=engine), path, device, live)
 
 
-def test_several_cards_are_used_only_on_request(tiny_model: Path) -> None:
+def test_several_gpus_are_used_only_on_request(tiny_model: Path) -> None:
     for engine in ({"workers": "auto"}, {"workers": 1}, {"workers": 2, "backend": "ray"}):
-        assert cards(tiny_model, engine) is None
-    assert cards(tiny_model, {"workers": 2}, device=torch.device("cpu")) is None
+        assert gpus(tiny_model, engine) is None
+    assert gpus(tiny_model, {"workers": 2}, device=torch.device("cpu")) is None
     for count in (2, 3):
-        found = cards(tiny_model, {"workers": count})
+        found = gpus(tiny_model, {"workers": count})
         assert found is not None and len(found) == count - 1
 
 
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ({"workers": 4}, "workers is 4, but the cards here are 3; set it to at most 3"),
-        ({"workers": "auto", "backend": "workers"}, "set engine.workers to the number of cards, at most 3"),
+        ({"workers": 4}, "workers is 4, but the GPUs here are 3; set it to at most 3"),
+        ({"workers": "auto", "backend": "workers"}, "set engine.workers to the number of GPUs, at most 3"),
     ],
 )
-def test_cards_that_are_not_there_are_refused(engine: dict[str, Any], message: str, tiny_model: Path) -> None:
+def test_gpus_that_are_not_there_are_refused(engine: dict[str, Any], message: str, tiny_model: Path) -> None:
     with pytest.raises(UserError, match=message):
-        cards(tiny_model, engine)
+        gpus(tiny_model, engine)
 
 
-@pytest.mark.parametrize(("visible", "cards"), [(None, "012"), ("", "012"), ("5", "5"), ("2, 7,4", "274")])
-def test_a_process_sees_the_card_of_its_number_only(
-    visible: str | None, cards: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("visible", "gpus"), [(None, "012"), ("", "012"), ("5", "5"), ("2, 7,4", "274")])
+def test_a_process_sees_the_gpu_of_its_number_only(
+    visible: str | None, gpus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(VISIBLE, raising=False)
     if visible is not None:
         monkeypatch.setenv(VISIBLE, visible)
-    assert [environment_of(number) for number in range(len(cards))] == [{VISIBLE: one} for one in cards]
+    assert [environment_of(number) for number in range(len(gpus))] == [{VISIBLE: one} for one in gpus]
     assert os.environ.get(VISIBLE) == visible

@@ -1,4 +1,4 @@
-"""The process of a card in tests: a site of `ray_site` on the processor, which also answers questions."""
+"""The process of a GPU in tests: a site of `ray_site` on the CPU, which also answers questions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.engine.ray_site import failing, opened
 from fedloom.client.site import Question, QuestionExamples, Site
 from fedloom.config.schema import Evaluate
 from fedloom.data.drawn_shapes import MAKERS
-from fedloom.engine.card_processes import serve_site
+from fedloom.engine.gpu_processes import serve_site
 from fedloom.seeds import stream
 from fedloom.types import Presence
 

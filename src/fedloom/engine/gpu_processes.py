@@ -1,6 +1,6 @@
-"""Train and answer on several graphics cards of this machine: this process drives the first, and a process each of the others.
+"""Train and answer on several GPUs of this machine: this process drives the first, and a process each of the others.
 
-The processes are started anew, not forked, and each loads the model from its files straight to its card. They get requests
+The processes are started anew, not forked, and each loads the model from its files straight to its GPU. They get requests
 as messages through pipes, keep the site open, and end with this process. If one dies over a request, another takes its
 place. Updates and answers are those of `InProcess` with as many threads and rows.
 """
@@ -53,8 +53,8 @@ class Running:
     output: IO[bytes]
 
 
-class CardProcesses:
-    """The processes of the further cards; each starts with the first request to it.
+class GpuProcesses:
+    """The processes of the further GPUs; each starts with the first request to it.
 
     Args:
         command: Starts a process, whose code calls `serve_site`.
@@ -101,7 +101,7 @@ class CardProcesses:
                     self._open(number)
                 return self._exchange(number, request)
             except UserError as error:
-                raise UserError(f"the process of card {number + 1}: {error}") from error
+                raise UserError(f"the process of GPU {number + 1}: {error}") from error
             except (OSError, EOFError):
                 if number not in self._running:
                     raise  # the system starts no more processes
@@ -161,14 +161,14 @@ class CardProcesses:
 
 
 @dataclass(frozen=True)
-class Cards(TrainsInPieces):
-    """A backend that trains and answers on several cards, of which this process has the first.
+class SeveralGpus(TrainsInPieces):
+    """A backend that trains and answers on several GPUs, of which this process has the first.
 
     Attributes:
         processes: The processes of the others.
     """
 
-    processes: CardProcesses
+    processes: GpuProcesses
 
     def begin(self) -> int:
         """Return the number of processes, with this one."""
