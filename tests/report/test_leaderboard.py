@@ -44,7 +44,7 @@ def test_entries_are_ranked_by_their_mean_over_seeds() -> None:
     assert mean is not None
     # Mean 0.6, standard deviation 0.2 / √2, t = 12.706: half the width is 12.706 · 0.2 / 2.
     assert (mean.mean, mean.half) == pytest.approx((0.6, 1.2706))
-    assert board.entries[1].interval == pytest.approx((-0.6706, 1.8706))
+    assert board.entries[1].interval == (0.0, 1.0)  # a share is nowhere else
     assert board.entries[0].interval == interval(0.9, 100)  # one seed: Wilson's, over the questions
     assert board.entries[2].interval is None
 
@@ -93,6 +93,16 @@ def test_neighbors_are_compared_over_common_seeds_with_holms_correction() -> Non
     assert sorted(lead.p or 0.0 for lead in board.leads) == pytest.approx([2 * small, max(2 * small, large)])
     assert board.leads[0].significant and not board.leads[1].significant
     assert [row[-1] for row in board.table().rows] == ["ahead", "n.s.", ""]
+
+
+def test_seeds_that_agree_are_no_proof() -> None:
+    """Two methods that differ by the same four questions on both seeds."""
+    (board,) = boards(
+        [result(name, seed, score) for seed in (0, 1) for name, score in (("a", 0.84), ("b", 0.8))]
+    )
+    assert board.leads[0].p == pytest.approx(0.5) and board.table().rows[0][-1] == "n.s."
+    assert board.entries[0].interval == interval(0.84, 100)
+    assert "seeds that all gave the same score" in board.table().note
 
 
 def test_one_common_seed_is_tested_over_the_questions() -> None:

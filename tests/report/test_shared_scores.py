@@ -222,21 +222,21 @@ def test_a_row_has_both_sides_or_says_that_one_is_missing(tmp_path):
     rows = {row[0].split(":")[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     assert [rows[name]["Global test"] for name in ("local", "FedAvg + fine-tuning", "FedAvg + pLoRA")] == [
         "—",
-        "+5.0†*",
+        "+5.0†",
         "—",
     ]
     assert all(row["Own data"] != "—" for row in rows.values())
     assert rows["local"]["Clients"] == "4 / 0 / 0" and rows["FedAvg + fine-tuning"]["Clients"] == "2 / 0 / 2"
     lines = " ".join(terminal_lines(group_by_factor(sweep)).split())
-    assert "Accuracy, own data local +20.0†* (4 of 4 clients better off, 0 worse)" in lines
-    assert "Accuracy, global test FedAvg + fine-tuning +5.0†*" in lines and "−20" not in lines
+    assert "Accuracy, own data local +20.0† (4 of 4 clients better off, 0 worse)" in lines
+    assert "Accuracy, global test FedAvg + fine-tuning +5.0†" in lines and "−20" not in lines
 
 
 def test_a_part_that_leaves_no_shared_model_has_no_difference_on_the_global_test_set(tmp_path):
     sweep = read_sweep(sweep_of(tmp_path, PERSONAL))
     table = part_table(sweep)
     assert table is not None
-    assert table.rows[0][1:] == ("+5.0†*", "+5.0†", "2 / 0 / 2", "—", "+10.0†", "4 / 0 / 0")
+    assert table.rows[0][1:] == ("+5.0†", "+5.0†", "2 / 0 / 2", "—", "+10.0†", "4 / 0 / 0")
     found = dict(finding_pairs(sweep))
     (sentence,) = [one for one in found if "not compared" in one]
     assert "FedAvg + pLoRA and FedAvg" in sentence and "4 of 4 clients" in found[sentence]
@@ -266,7 +266,9 @@ def test_along_an_axis_own_models_are_compared_on_their_own_data(tmp_path):
     assert whole["global test"]["mean"] == pytest.approx(0.05) and whole["own data"]["mean"] == pytest.approx(
         -0.55
     )
-    assert whole["global test"]["verdict"] == "better" and whole["own data"]["verdict"] == "worse"
+    assert {one["verdict"] for one in whole.values()} == {
+        "not significant"
+    }  # two seeds that agree may do so by chance
     assert whole["own data"]["clients"] is None
 
 

@@ -9,6 +9,7 @@ from math import sqrt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from fedloom.report.significance import (
     Estimate,
@@ -17,6 +18,7 @@ from fedloom.report.significance import (
     PairedResult,
     compare_pairs,
     estimate,
+    holm_significant,
     interval_half_width,
     match_pairs,
 )
@@ -98,8 +100,9 @@ def test_duplicate_observations_are_refused() -> None:
 @pytest.mark.parametrize(
     ("differences", "verdict"),
     [
-        ([0.1, 0.1, 0.1], "better"),
-        ([-0.1, -0.1, -0.1], "worse"),
+        ([0.1] * 5, "not significant"),  # the exact sign test: p = 1/16
+        ([0.1] * 6, "better"),  # p = 1/32
+        ([-0.1] * 6, "worse"),
         ([0.0, 0.0, 0.0], "not significant"),
         ([1e-12, 1e-12, 1e-12], "not significant"),  # what rounding adds
         ([0.0, 0.1, 0.2], "not significant"),  # 0.1 ± 0.248
@@ -114,6 +117,17 @@ def test_a_difference_is_significant_if_its_interval_excludes_zero(
     assert compare_pairs(pairs).verdict == verdict
     other = {"better": "worse", "worse": "better"}.get(verdict, verdict)
     assert compare_pairs(pairs, lower=True).verdict == other
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 6, 40])
+def test_differences_that_are_all_the_same_are_tested_by_their_signs(seeds: int) -> None:
+    """Two methods that are equally good often differ by the same few questions on two seeds."""
+    one = estimate([-0.05] * seeds)
+    assert one is not None and one.p == pytest.approx(binomtest(0, seeds).pvalue)
+    assert one.significant == (seeds >= 6)
+    assert holm_significant([one, one]) == [seeds > 6] * 2  # 1/32 twice is 1/16
+    zero = estimate([0.0] * seeds)
+    assert zero is not None and zero.p == 1.0 and not zero.significant
 
 
 @given(GRIDS, st.booleans())

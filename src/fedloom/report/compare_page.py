@@ -130,10 +130,7 @@ def _mark(values: Sequence[float | None]) -> Mark | None:
     found = estimate(value for value in values if value is not None)
     if found is None:
         return None
-    if found.half is None or found.all_equal:
-        return Mark(found.mean)
-    most = 1.0 if found.mean <= 1 else float("inf")
-    return Mark(found.mean, max(found.mean - found.half, 0.0), min(found.mean + found.half, most))
+    return Mark(found.mean, *(found.ends or ()))
 
 
 def _limits(groups: Sequence[Sequence[Run]]) -> list[str]:

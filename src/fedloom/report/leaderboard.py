@@ -75,12 +75,14 @@ class Entry:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % confidence interval: Student's over several seeds; of one seed Wilson's over the questions, or None."""
+        """The 95 % confidence interval: Student's over several seeds; of one seed, or of seeds that all gave the same score,
+        Wilson's over the questions, or None.
+        """
         mean = self.estimate
         if mean is None:
             return None
-        if mean.half is not None:
-            return mean.mean - mean.half, mean.mean + mean.half
+        if (ends := mean.ends) is not None:
+            return ends
         questions = next((one.questions for one in self.results if one.score is not None), None)
         return interval(mean.mean, questions) if questions and 0 <= mean.mean <= 1 else None
 
@@ -174,15 +176,17 @@ class Board:
         return Table(columns, rows, self._note(), left=3)
 
     def _note(self) -> str:
-        several = any(len(entry.scores) > 1 for entry in self.entries)
-        single = any(len(entry.scores) == 1 for entry in self.entries)
+        means = [entry.estimate for entry in self.entries if entry.estimate is not None]
+        several, single = (any((mean.ends is None) == alike for mean in means) for alike in (False, True))
         notes = [
             "In percent on the test set; n seeds.",
             "Intervals are Student's over seeds." if several else "",
-            "Of one seed, intervals are Wilson's and account for the questions only." if single else "",
+            "Of one seed, and of seeds that all gave the same score, intervals are Wilson's and account for the questions only."
+            if single
+            else "",
             "Better/worse: clients better and worse off than alone, on data like their own, over all seeds.",
-            "Next: whether the entry is significantly ahead of the one below (paired by seed where both have two or more, Holm's "
-            "correction, 5 %), n.s. if not, ? if that cannot be tested.",
+            "Next: whether the entry is significantly ahead of the one below (paired by seed where both have two or more: a t-test, or "
+            "the exact sign test if all differences are the same; Holm's correction, 5 %), n.s. if not, ? if that cannot be tested.",
             _settings_note(self.entries),
         ]
         return " ".join(filter(None, notes))
@@ -307,7 +311,7 @@ def _settings_note(entries: Sequence[Entry]) -> str:
 
 
 def _interval_text(ends: tuple[float, float] | None) -> str:
-    return MISSING if ends is None else f"{percent(max(ends[0], 0.0))}–{percent(ends[1])}"
+    return MISSING if ends is None else f"{percent(ends[0])}–{percent(ends[1])}"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -79,8 +79,10 @@ class Estimate(NamedTuple):
 
     @property
     def significant(self) -> bool:
-        """Whether there is an interval that excludes zero."""
-        return self.half is not None and abs(self.mean) > self.half + ROUNDING
+        """Whether the interval excludes zero; if all seeds gave the same value, whether `p` is at most 5 %."""
+        if self.half is None or (self.all_equal and (self.p or 0.0) > 0.05):
+            return False
+        return abs(self.mean) > self.half + ROUNDING
 
     @property
     def all_equal(self) -> bool:
@@ -88,12 +90,27 @@ class Estimate(NamedTuple):
         return self.half is not None and self.half <= ROUNDING
 
     @property
+    def ends(self) -> tuple[float, float] | None:
+        """The ends of the interval of a score: at least 0 and, of a mean up to 1, at most 1, since only CIDEr may exceed it.
+
+        None for one seed, and for seeds that all gave the same value.
+        """
+        if self.half is None or self.all_equal:
+            return None
+        most = 1.0 if self.mean <= 1 else float("inf")
+        return max(self.mean - self.half, 0.0), min(self.mean + self.half, most)
+
+    @property
     def p(self) -> float | None:
-        """The two-sided p-value of the t-test that the mean is zero; None for one seed."""
+        """The two-sided p-value of the t-test that the mean is zero; None for one seed.
+
+        Values that are all the same have no spread that a t-test could use, and on a small test set that often is chance. Of
+        them, it is the p-value of the exact sign test, 2^(1 − n) for n seeds.
+        """
         if self.half is None:
             return None
         if self.all_equal:
-            return 1.0 if abs(self.mean) <= ROUNDING else 0.0
+            return 1.0 if abs(self.mean) <= ROUNDING else 2.0 ** (1 - self.seeds)
         error = self.half / T_975[min(self.seeds - 1, len(T_975)) - 1]
         return t_p(self.mean / error, self.seeds - 1)
 

@@ -9,7 +9,7 @@ from fedloom.report.charts import short_label
 from fedloom.report.score_tables import headline_title
 from fedloom.report.significance import interval_half_width
 from fedloom.report.sweeps.axis_comparisons import Comparison, Factor, comparisons
-from fedloom.report.sweeps.estimate_texts import SIGNIFICANT, add_legend, counts_text, estimate_text
+from fedloom.report.sweeps.estimate_texts import ALIKE, SIGNIFICANT, add_legend, counts_text, estimate_text
 from fedloom.report.sweeps.observations import Measure
 from fedloom.report.sweeps.sweep_results import SweepRun
 from fedloom.report.tables import MISSING, Table, counted, part_label, printable
@@ -166,7 +166,7 @@ def explanation(groups: Sequence[Compared]) -> str:
         f"With {seeds} seeds a 95 % confidence interval extends {interval_half_width(seeds):.1f} times the standard deviation of "
         f"the seeds' differences to either side. {_few(seeds)}“Not significant” does not mean equal. "
         f"Of {counted(count, 'interval')} below, about one in twenty would exclude zero by chance alone; therefore verdicts and the "
-        f"mark {SIGNIFICANT} follow from t-tests with Holm's correction over the differences of a table (5 %)."
+        f"mark {SIGNIFICANT} follow from t-tests (of differences marked {ALIKE}, from exact sign tests) with Holm's correction over the differences of a table (5 %)."
     )
 
 

@@ -18,6 +18,7 @@ from fedloom.report.shared_scores import (
 from fedloom.report.significance import ROUNDING, Estimate, holm_significant
 from fedloom.report.sweeps.chosen_settings import Choice
 from fedloom.report.sweeps.estimate_texts import (
+    ALIKE,
     BEST,
     SIGNIFICANT,
     add_legend,
@@ -51,7 +52,7 @@ from fedloom.report.tables import (
 )
 from fedloom.report.verdict_tables import baseline_note
 
-HOLM = f"{SIGNIFICANT} significant: t-test over seeds with Holm's correction over all differences of the table, at 5 %."
+HOLM = f"{SIGNIFICANT} significant: t-test over seeds (of differences marked {ALIKE}, the exact sign test) with Holm's correction over all differences of the table, at 5 %."
 NAMED_MODELS: dict[Models, str] = {
     shared_model: " Of the model that all clients share; methods without one are left out.",
     own_models: " Mean over the clients' own models, each on everybody's questions; methods without own models are left out.",
@@ -244,7 +245,9 @@ def _test_sentence(sweep: SweepRun, method: str, other: str) -> str:
     clear = zip(known, holm_significant(known), strict=True)
     significant = [difference.mean > 0 for difference, yes in clear if yes]
     all_equal = sum(difference.all_equal for difference in known)
-    zero_width_clause = f"; in {all_equal} all seeds agree exactly" if all_equal else ""
+    zero_width_clause = (
+        f"; in {all_equal} all seeds agree exactly, and the test is the sign test" if all_equal else ""
+    )
     return (
         f"{sentence}: significantly higher in {sum(significant)}, significantly lower in {len(significant) - sum(significant)} "
         f"(t-test over seeds, Holm's correction over settings, 5 %{zero_width_clause})."
@@ -273,7 +276,8 @@ def _single_difference(difference: Estimate, theirs: str) -> str:
         return f"{how} than {theirs}, by {size} points; with one seed there is no test of significance."
     (clear,) = holm_significant([difference])
     verdict = "significant" if clear else "not significant"
-    return f"{how} than {theirs}, by {size} points, which is {verdict} (t-test over {difference.seeds} seeds, 5 %)."
+    test = "sign test" if difference.all_equal else "t-test"
+    return f"{how} than {theirs}, by {size} points, which is {verdict} ({test} over {difference.seeds} seeds, 5 %)."
 
 
 def _client_sentence(sweep: SweepRun, method: str, other: str) -> str:

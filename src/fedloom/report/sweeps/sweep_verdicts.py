@@ -234,10 +234,7 @@ def _marks(sweep: SweepRun, method: str) -> tuple[Mark | None, Mark | None]:
 def _mark(value: Estimate | None) -> Mark | None:
     if value is None:
         return None
-    if value.half is None or value.all_equal:
-        return Mark(value.mean)
-    most = 1.0 if value.mean <= 1 else float("inf")  # CIDEr may exceed 1
-    return Mark(value.mean, max(value.mean - value.half, 0.0), min(value.mean + value.half, most))
+    return Mark(value.mean, *(value.ends or ()))
 
 
 def sweep_pareto(sweep: SweepRun, width: float) -> Markup:
