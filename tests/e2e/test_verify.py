@@ -494,3 +494,27 @@ def test_a_file_that_may_not_be_read_hides_no_fault(
     result = CliRunner().invoke(app, ["verify", str(copy)])
     assert result.exit_code == 1 and "2 faults" in result.stdout
     assert "record.jsonl" in result.stderr and "plan.json is damaged" in result.stderr
+
+
+def test_what_lies_on_another_disk_is_checked_too(
+    world: World, finished: Path, swept: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A run whose checkpoints, and a sweep whose cell, were moved and linked to."""
+    begun(world, tmp_path / "run", {})
+    (tmp_path / "run/methods").rename(tmp_path / "checkpoints")
+    (tmp_path / "run/methods").symlink_to(tmp_path / "checkpoints", target_is_directory=True)
+    (tmp_path / "run/methods/above").symlink_to(tmp_path / "run", target_is_directory=True)
+    world.go_on(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(finished)
+    here, there = read_manifest(tmp_path / "run"), read_manifest(finished)
+    assert here is not None and there is not None and here.files.keys() == there.files.keys()
+    change_a_digit(tmp_path / "checkpoints/zero-shot/result.json")
+    assert ["zero-shot/result.json is damaged" in fault for fault in verify(tmp_path / "run")[1]] == [True]
+
+    shutil.copytree(swept[1], tmp_path / "sweep")
+    cell = next((tmp_path / "sweep/cells").iterdir())
+    cell.rename(tmp_path / "cell")
+    cell.symlink_to(tmp_path / "cell", target_is_directory=True)
+    assert verify(tmp_path / "sweep") == verify(swept[1])
+    change_a_digit(tmp_path / "cell/plan.json")
+    assert len(verify(tmp_path / "sweep")[1]) == 1

@@ -46,7 +46,7 @@ def verify(folder: Path) -> tuple[int, list[str]]:
     Raises:
         UserError: The folder holds no run, sweep, site or adapter.
     """
-    files, unread = find_files(folder, (SWEEP, MANIFEST, EXPERIMENT, LEFT))
+    files, unread = find_files(folder, (SWEEP, MANIFEST, EXPERIMENT, LEFT), links=True)
     count, faults = 0, list(unread.values())
     for check in _checks(files):
         count += 1
@@ -91,7 +91,7 @@ def head_fault(folder: Path, head: str) -> str | None:
 
 
 def _logs(folder: Path) -> list[Path]:
-    return find_files(folder, (RECORD, LEFT))[0]  # `verify` reports what cannot be read
+    return find_files(folder, (RECORD, LEFT), links=True)[0]  # `verify` reports what cannot be read
 
 
 def _checks(files: Sequence[Path]) -> Iterator[Check]:
