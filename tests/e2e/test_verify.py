@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.adapter_files import import_adapter
@@ -449,3 +451,70 @@ def test_a_damaged_result_or_state_of_a_sweep_is_named(swept: tuple[Path, Path],
     change_a_digit(copy / "sweep.json")
     assert "sweep.json is damaged" in CliRunner().invoke(app, ["runs", str(copy)]).stdout
     assert "sweep.json is damaged" in CliRunner().invoke(app, ["watch", str(copy), "--once"]).stderr
+
+
+def test_a_folder_that_may_not_be_read_is_no_silent_gap(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open", "closed"):
+        shutil.copytree(finished, tmp_path / name)
+    original = os.scandir
+
+    def refused(place: Any) -> Any:
+        if os.fspath(place) == str(tmp_path / "closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(place))
+        return original(place)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    result = CliRunner().invoke(app, ["verify", str(tmp_path)])
+    assert (
+        result.exit_code == 1 and f"{tmp_path / 'closed'}: " in result.stderr and "1 fault" in result.stdout
+    )
+    assert "allow this user to read it" in result.stderr
+    board = CliRunner().invoke(app, ["leaderboard", str(tmp_path)])
+    assert f"{tmp_path / 'closed'} is left out" in board.stderr
+    missing = CliRunner().invoke(app, ["verify", str(tmp_path / "none")])
+    assert missing.exit_code == 2 and f"{tmp_path / 'none'}: it does not exist" in missing.stderr
+
+
+def test_a_file_that_may_not_be_read_hides_no_fault(
+    unfinished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(unfinished, copy)
+    change_a_digit(copy / "plan.json")
+    original = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path == copy / "record.jsonl":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    result = CliRunner().invoke(app, ["verify", str(copy)])
+    assert result.exit_code == 1 and "2 faults" in result.stdout
+    assert "record.jsonl" in result.stderr and "plan.json is damaged" in result.stderr
+
+
+def test_what_lies_on_another_disk_is_checked_too(
+    world: World, finished: Path, swept: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A run whose checkpoints, and a sweep whose cell, were moved and linked to."""
+    begun(world, tmp_path / "run", {})
+    (tmp_path / "run/methods").rename(tmp_path / "checkpoints")
+    (tmp_path / "run/methods").symlink_to(tmp_path / "checkpoints", target_is_directory=True)
+    (tmp_path / "run/methods/above").symlink_to(tmp_path / "run", target_is_directory=True)
+    world.go_on(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(finished)
+    here, there = read_manifest(tmp_path / "run"), read_manifest(finished)
+    assert here is not None and there is not None and here.files.keys() == there.files.keys()
+    change_a_digit(tmp_path / "checkpoints/zero-shot/result.json")
+    assert ["zero-shot/result.json is damaged" in fault for fault in verify(tmp_path / "run")[1]] == [True]
+
+    shutil.copytree(swept[1], tmp_path / "sweep")
+    cell = next((tmp_path / "sweep/cells").iterdir())
+    cell.rename(tmp_path / "cell")
+    cell.symlink_to(tmp_path / "cell", target_is_directory=True)
+    assert verify(tmp_path / "sweep") == verify(swept[1])
+    change_a_digit(tmp_path / "cell/plan.json")
+    assert len(verify(tmp_path / "sweep")[1]) == 1

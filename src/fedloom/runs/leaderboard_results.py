@@ -20,6 +20,7 @@ from fedloom.report.tables import bytes_sent, counted, title
 from fedloom.runs.run_folder import EXPERIMENT, PLACES, RESULT, is_finished
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import json_digest
+from fedloom.system.find_files import find_files
 from fedloom.system.json_files import read_json, require_key
 from fedloom.system.manifest import Manifest, check_files, read_manifest
 
@@ -50,8 +51,9 @@ def read_results(folders: Sequence[Path]) -> tuple[list[MethodResult], list[tupl
     Raises:
         UserError: A folder does not exist.
     """
-    results, skipped = list[MethodResult](), list[tuple[Path, str]]()
-    for folder in _run_folders(folders):
+    results, (found, unread) = list[MethodResult](), _run_folders(folders)
+    skipped = list(unread.items())
+    for folder in found:
         try:
             if is_finished(folder):
                 results += run_results(folder)
@@ -62,13 +64,18 @@ def read_results(folders: Sequence[Path]) -> tuple[list[MethodResult], list[tupl
     return results, skipped
 
 
-def _run_folders(folders: Sequence[Path]) -> list[Path]:
+def _run_folders(folders: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """Return the run folders below folders, and the folders that cannot be read, with the reasons."""
+    runs, unread = dict[Path, None](), dict[Path, str]()
     for folder in folders:
         if not folder.is_dir():
             raise UserError(
                 f"{folder} is not a folder; `fedloom run` writes to runs/ unless --out names another"
             )
-    return list(dict.fromkeys(file.parent for folder in folders for file in sorted(folder.rglob(EXPERIMENT))))
+        files, closed = find_files(folder, [EXPERIMENT])
+        runs |= dict.fromkeys(file.parent for file in files)
+        unread |= closed
+    return list(runs), unread
 
 
 def run_results(folder: Path) -> Iterator[MethodResult]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from fedloom.runs.run_folder import (
     held_experiment,
     stage_folders,
 )
-from fedloom.system.errors import UserError
+from fedloom.system.errors import UserError, user_errors
+from fedloom.system.find_files import find_files
 from fedloom.system.manifest import MANIFEST, MEMORY, check_files, files_in, read_manifest, read_sealed
 
 SWEEP = "sweep.json"
@@ -45,15 +46,18 @@ def verify(folder: Path) -> tuple[int, list[str]]:
     Raises:
         UserError: The folder holds no run, sweep, site or adapter.
     """
-    count, faults = 0, list[str]()
-    for check in _checks(folder):
+    files, unread = find_files(folder, (SWEEP, MANIFEST, EXPERIMENT, LEFT), links=True)
+    count, faults = 0, list(unread.values())
+    for check in _checks(files):
         count += 1
         try:
-            check()
+            with user_errors():  # one file that cannot be read does not hide the faults of others
+                check()
         except UserError as error:
             faults.append(str(error))
     if not count:
-        raise UserError(f"{folder} is not the folder of a run, a sweep or an adapter: it has no {MANIFEST}")
+        reason = f"is not the folder of a run, a sweep or an adapter: it has no {MANIFEST}"
+        raise UserError(faults[0] if faults else f"{folder} {reason}")
     return count, list(dict.fromkeys(faults))
 
 
@@ -61,7 +65,7 @@ def log_heads(folder: Path) -> dict[str, str]:
     """Return path below a folder → head, of each log that is whole and has one; see `fedloom.run_log.head_of`."""
     heads = dict[str, str]()
     for file in _logs(folder):
-        with suppress(UserError):  # `verify` reports it
+        with suppress(UserError), user_errors():  # `verify` reports it
             if head := head_of(file):
                 heads[file.relative_to(folder).as_posix()] = head
     return heads
@@ -76,7 +80,8 @@ def head_fault(folder: Path, head: str) -> str | None:
     faults = list[str]()
     for file in _logs(folder):
         try:
-            position_of_head(file, head)
+            with user_errors():
+                position_of_head(file, head)
             return None
         except UserError as error:
             faults.append(str(error))
@@ -86,17 +91,14 @@ def head_fault(folder: Path, head: str) -> str | None:
 
 
 def _logs(folder: Path) -> list[Path]:
-    return sorted(file for name in (RECORD, LEFT) for file in folder.rglob(name))
+    return find_files(folder, (RECORD, LEFT), links=True)[0]  # `verify` reports what cannot be read
 
 
-def _checks(folder: Path) -> Iterator[Check]:
-    for file in sorted(folder.rglob(SWEEP)):
-        yield partial(read_sweep, file.parent)
-    folders = {file.parent for name in (MANIFEST, EXPERIMENT) for file in folder.rglob(name)}
-    for inner in sorted(folders):
+def _checks(files: Sequence[Path]) -> Iterator[Check]:
+    yield from (partial(read_sweep, file.parent) for file in files if file.name == SWEEP)
+    for inner in sorted({file.parent for file in files if file.name in (MANIFEST, EXPERIMENT)}):
         yield from _checks_of(inner)
-    for file in sorted(folder.rglob(LEFT)):
-        yield partial(deque, read_lines(file), 0)
+    yield from (partial(deque, read_lines(file), 0) for file in files if file.name == LEFT)
 
 
 def _checks_of(folder: Path) -> Iterator[Check]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest, json_digest
+from fedloom.system.find_files import files_below
 from fedloom.system.json_files import TEMPORARY, read_json, to_json, write_json
 from fedloom.system.terminal import shell_word
 
@@ -119,7 +120,7 @@ def add_to_manifest(folder: Path, names: Iterable[str]) -> None:
 
 def files_in(folder: Path) -> Iterator[str]:
     """Yield the paths of the files below a folder that a manifest lists."""
-    for file in sorted(folder.rglob("*")):
+    for file in files_below(folder):
         name = file.relative_to(folder)
         if file.is_file() and not _left_out(name):
             yield name.as_posix()
