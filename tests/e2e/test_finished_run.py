@@ -352,6 +352,33 @@ def test_the_commands(run: FinishedRun, image: Image.Image, tmp_path: Path) -> N
     assert (tmp_path / "out/adapter_config.json").is_file()
 
 
+@pytest.mark.parametrize("name", ["predictions.jsonl", "manifest.json", "adapter/README.md", "report.html"])
+@pytest.mark.parametrize("words", [["report", "--out"], ["leaderboard", "--csv"], ["eval", "--out"]])
+def test_no_output_overwrites_a_file_of_a_run(
+    words: list[str], name: str, run: FinishedRun, tmp_path: Path
+) -> None:
+    other, link = tmp_path / "other", tmp_path / "link"
+    shutil.copytree(run.folder, other)
+    link.symlink_to(other, target_is_directory=True)
+    command, option = words
+    result = CliRunner().invoke(app, [command, str(run.folder), option, str(link / name)])
+    assert result.exit_code == 2 and "which would be lost" in result.stderr
+    assert verify(other)[1] == []
+
+
+def test_a_report_may_be_written_again_and_beside_a_run(run: FinishedRun, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    for name in ("report.html", "again.html"):
+        result = CliRunner().invoke(app, ["report", str(folder), "--out", str(folder / name)])
+        assert result.exit_code == 0, result.stderr
+    both = CliRunner().invoke(
+        app, ["report", str(folder), str(run.folder), "--out", str(folder / "answers.html")]
+    )
+    assert both.exit_code == 2 and "which would be lost" in both.stderr
+    assert verify(folder)[1] == []
+
+
 @pytest.mark.parametrize("place", [".", "..", "folder"])
 @pytest.mark.parametrize("words", [["report", "--out"], ["leaderboard", "--csv"], ["eval", "--out"]])
 def test_a_folder_in_place_of_a_file_is_named(

@@ -43,11 +43,13 @@ def leaderboard(
     with report_errors(debug, as_json=as_json):
         from fedloom.report.leaderboard import board_csv, boards
         from fedloom.runs.leaderboard_results import read_results
+        from fedloom.runs.run_folder import refuse_file_of_run
         from fedloom.system.json_files import write_atomic
 
         results, skipped = read_results(folders or [Path("runs")])
         found = boards(results)
         if csv is not None:
+            refuse_file_of_run(csv)
             write_atomic(csv, board_csv(found).encode())
         if as_json:
             left_out = [{"folder": str(folder), "reason": reason} for folder, reason in skipped]

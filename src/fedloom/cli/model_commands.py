@@ -138,12 +138,14 @@ def evaluate(
     with report_errors(debug, as_json=as_json):
         from fedloom.runs.evaluate_run import evaluate as run_evaluation
         from fedloom.runs.finished_run import load_run
+        from fedloom.runs.run_folder import refuse_file_of_run
         from fedloom.system.json_files import refuse_folder, write_atomic
         from fedloom.system.progress import make_progress
         from fedloom.tasks.predictions import prediction_line
 
         if out is not None:
             refuse_folder(out)  # before the models answer
+            refuse_file_of_run(out)
         with closing(make_progress(quiet)) as progress:
             found = run_evaluation(
                 load_run(folder),

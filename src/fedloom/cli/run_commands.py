@@ -283,6 +283,7 @@ def report(
     """Write the report of a run, or compare several runs on one page."""
     with report_errors(debug, as_json=as_json):
         from fedloom.report.run_page import write_report
+        from fedloom.runs.run_folder import refuse_file_of_run
 
         if (folders[0] / "sweep.json").is_file():
             page = report_sweep(folders, out)
@@ -295,6 +296,7 @@ def report(
 
                 write_pages(folders[0], page)
             else:
+                refuse_file_of_run(page)
                 write_report(folders, page)
         if as_json:
             echo_json({"report": str(page)})

@@ -38,7 +38,7 @@ from fedloom.report.training_work import cost_table, is_equal_work, work_by_meth
 from fedloom.report.validation_section import curve_table, validation_chart, validation_table, validation_text
 from fedloom.report.verdict_tables import client_gain_tables, verdict_tables
 from fedloom.system.json_files import write_atomic
-from fedloom.system.manifest import add_to_manifest, read_manifest
+from fedloom.system.manifest import add_to_manifest, own_manifest
 from fedloom.system.terminal import shell_word
 
 OPENING = 600  # CSS pixels of a chart on the first screen
@@ -91,7 +91,7 @@ def write_report(folders: Sequence[Path], out: Path, answers: AnswersLink | None
 def write_page(out: Path, page: str) -> None:
     """Write a page atomically, and list it in the manifest of its folder if that has one."""
     write_atomic(out, page.encode(errors="replace"))
-    if read_manifest(out.parent) is not None:
+    if own_manifest(out.parent) is not None:
         add_to_manifest(out.parent, [out.name])
 
 

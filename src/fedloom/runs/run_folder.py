@@ -25,6 +25,7 @@ from fedloom.system.manifest import (
     Manifest,
     check_files,
     files_in,
+    own_manifest,
     read_manifest,
     read_sealed,
     write_manifest,
@@ -207,6 +208,27 @@ def _is_part(name: str) -> bool:
     """Return whether a path below a run folder is that of a part of predictions, which are joined and then removed."""
     places = name.split("/")
     return places[0] == METHODS and PARTS in places[2:-1]
+
+
+def refuse_file_of_run(file: Path, own: Path | None = None) -> None:
+    """Check that a file, which a command is told to write, is not one that a run, a sweep or an adapter wrote.
+
+    Args:
+        file: The file.
+        own: A run folder whose pages may be written again, or None.
+
+    Raises:
+        UserError: It is such a file.
+    """
+    file = file.parent.resolve() / file.name
+    if own is not None and file in (own.resolve() / REPORT, own.resolve() / ANSWERS):
+        return
+    for folder in file.parents:
+        name = file.relative_to(folder).as_posix()
+        held = (folder / EXPERIMENT).is_file() and name in HELD
+        manifest = own_manifest(folder)
+        if held or (manifest is not None and name in {*manifest.files, MANIFEST}):
+            raise UserError(f"{file} is a file of {folder}, which would be lost; choose another name")
 
 
 def require_whole(folder: Path, manifest: Manifest) -> None:

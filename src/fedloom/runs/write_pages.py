@@ -17,7 +17,7 @@ from fedloom.report.answers_page import render_answers
 from fedloom.report.run_page import AnswersLink, write_page, write_report
 from fedloom.report.run_results import Run, read_run
 from fedloom.report.site_scores_table import is_tested_at_sites
-from fedloom.runs.run_folder import ANSWERS, EXPERIMENT, REPORT
+from fedloom.runs.run_folder import ANSWERS, EXPERIMENT, REPORT, refuse_file_of_run
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_text, refuse_folder
 from fedloom.tasks.predictions import PREDICTIONS, read_predictions
@@ -43,6 +43,8 @@ def write_pages(folder: Path, out: Path | None = None, data: DataSet | None = No
     out = folder / REPORT if out is None else out
     refuse_folder(out)
     page = out.with_name(ANSWERS if out.name == REPORT else f"{out.stem}-{ANSWERS}")
+    for file in (out, page):
+        refuse_file_of_run(file, folder)
     run = read_run(folder)
     try:
         _write_answers(run, page, out.name, data)

@@ -89,6 +89,14 @@ def read_manifest(folder: Path) -> Manifest | None:
     return Manifest(value["version"], value["identity"], value["versions"], value["files"])
 
 
+def own_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of a folder, or None where there is none, or another program's file of that name."""
+    try:
+        return read_manifest(folder)
+    except UserError:
+        return None
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of a folder that exists."""
     value = {
