@@ -369,7 +369,7 @@ def test_no_output_overwrites_a_file_of_a_run(
 def test_a_report_may_be_written_again_and_beside_a_run(run: FinishedRun, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
-    for name in ("report.html", "again.html"):
+    for name in ("report.html", "again.html", "again.html"):
         result = CliRunner().invoke(app, ["report", str(folder), "--out", str(folder / name)])
         assert result.exit_code == 0, result.stderr
     both = CliRunner().invoke(

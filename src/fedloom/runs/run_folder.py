@@ -227,7 +227,9 @@ def refuse_file_of_run(file: Path, own: Path | None = None) -> None:
         name = file.relative_to(folder).as_posix()
         held = (folder / EXPERIMENT).is_file() and name in HELD
         manifest = own_manifest(folder)
-        if held or (manifest is not None and name in {*manifest.files, MANIFEST}):
+        listed = manifest is not None and name in {*manifest.files, MANIFEST}
+        further = file.parent == folder and file.suffix == ".html" and name not in (REPORT, ANSWERS)
+        if held or (listed and not further):  # a further page in the folder was written by such a command
             raise UserError(f"{file} is a file of {folder}, which would be lost; choose another name")
 
 
