@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -440,3 +441,17 @@ def test_a_line_of_another_form_is_named(tmp_path: Path, line: dict[str, Any]) -
     line = {"method": "fedavg", **line}
     with pytest.raises(UserError, match=r"record.jsonl, line 1, is not as it was written"):
         progress_of(_record(tmp_path, line))
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        *product(["record.jsonl", "left-this-site.jsonl"], ["no JSON", "[1]", "[" * 100_000]),
+        ("left-this-site.jsonl", '{"bytes": "many"}'),
+        ("left-this-site.jsonl", '{"bytes": 1e999}'),
+    ],
+)
+def test_a_line_that_is_no_line_of_a_log_is_named(log: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / log).write_text(f'{{"kind": "start", "bytes": 1}}\n{line}\n{{"kind": "rou')
+    result = CliRunner().invoke(app, ["watch", str(tmp_path), "--once"])
+    assert result.exit_code == 2 and f"{tmp_path / log}, line 2" in result.stderr

@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
+from safetensors.torch import save
 
 from fedloom.models import memory_cache
 from fedloom.models.feature_cache import FeatureStore
@@ -104,6 +105,30 @@ def test_damage_is_detected_reported_and_repaired(damage: str, vlm: Vlm, tmp_pat
     assert later.memo.store is not None
     assert len(later.memo.store.damaged) == 1
     assert str(file) in later.memo.store.damaged[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys", "digests"),
+    [
+        ((2, 2, 3), "[[1], [2]]", '["a", "b"]'),
+        ((2, 2, 3), "[1, 2]", '["a", "b"]'),
+        ((2, 2, 3), '["k", "l"]', '[{"a": 1}, null]'),
+        ((2, 2, 3), "[" * 100_000, '["a", "b"]'),
+        ((2,), '["k", "l"]', '["a", "b"]'),
+        ((), "[]", "[]"),
+    ],
+)
+def test_a_shard_of_another_form_is_damaged_and_ends_nothing(
+    shape: tuple[int, ...], keys: str, digests: str, tmp_path: Path
+) -> None:
+    folder = FeatureStore(tmp_path, {}, LIMIT).folder
+    folder.mkdir()
+    content = save({"features": torch.zeros(shape)}, metadata={"keys": keys, "sha256": digests})
+    (folder / "other.safetensors").write_bytes(content)
+    store = FeatureStore(tmp_path, {}, LIMIT)
+    assert len(store.damaged) == 1 and "other.safetensors" in store.damaged[0] and store.read("k") is None
+    store.write({"k": torch.ones(2, 3)})
+    assert torch.equal(store.read("k"), torch.ones(2, 3))  # type: ignore[arg-type]
 
 
 def test_the_store_stays_within_its_limit(tmp_path: Path) -> None:

@@ -115,10 +115,10 @@ class FeatureStore:
             with safe_open(file, "pt") as shard:
                 metadata = shard.metadata() or {}
                 shape = tuple(shard.get_slice("features").get_shape())
-            keys, digests = json.loads(metadata["keys"]), json.loads(metadata["sha256"])
-            if not shape[0] == len(keys) == len(digests):
+            keys, digests = _texts(metadata["keys"]), _texts(metadata["sha256"])
+            if len(shape) < 2 or not shape[0] == len(keys) == len(digests):
                 raise ValueError("rows, keys and digests differ in number")
-        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, LookupError, ValueError, RecursionError) as error:
             self._drop(file, str(error))
             return
         self._shapes[file] = shape
@@ -162,6 +162,18 @@ class FeatureStore:
             self._forget(file)
             total -= one
         return True
+
+
+def _texts(content: str) -> list[str]:
+    """Return a list of texts from JSON.
+
+    Raises:
+        ValueError, RecursionError: It is something else.
+    """
+    value = json.loads(content)
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError("keys and digests must be lists of texts")
+    return value
 
 
 def _digest(value: Tensor) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from fedloom.report.sweeps.sweep_results import read_state
 from fedloom.report.tables import is_federated
 from fedloom.system.errors import UserError
-from fedloom.system.json_files import read_json, require_key
+from fedloom.system.json_files import parse_object, read_json, require_key
 from fedloom.system.manifest import LOCK
 from fedloom.system.terminal import shell_word
 
@@ -46,14 +45,16 @@ def progress_of(folder: Path) -> dict[str, Any]:
     raise UserError(f"{folder} holds no run, sweep or site; give the folder that --out named")
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the whole lines of a log; the last one may still be being written."""
-    with suppress(FileNotFoundError):
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            with suppress(ValueError):
-                value = json.loads(line)
-                if isinstance(value, dict):
-                    yield value
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the content of each whole line of a log; the last one may still be being written.
+
+    Raises:
+        UserError: A line is no JSON object.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, parse_object(path, line.decode(errors="replace"), number)
 
 
 def _run(folder: Path) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def _run(folder: Path) -> dict[str, Any]:
         experiment = read_json(folder / EXPERIMENT)
     methods: dict[str, dict[str, Any]] = {}
     notes, finished = list[str](), False
-    for number, line in enumerate(_lines(folder / RECORD), start=1):
+    for number, line in _lines(folder / RECORD):
         kind = line.get("kind")
         finished = kind == "end"
         if kind == "damaged":
@@ -76,9 +77,7 @@ def _run(folder: Path) -> dict[str, Any]:
             elif kind == "evaluation":
                 _add_score(method, line)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-            raise UserError(
-                f"{folder / RECORD}, line {number}, is not as it was written; `fedloom verify {shell_word(folder)}` checks all files"
-            ) from None
+            raise _damaged(folder, RECORD, number) from None
     train = experiment.get("train")
     rounds = train.get("rounds") if isinstance(train, dict) and isinstance(train.get("rounds"), int) else None
     planned = experiment.get("methods")
@@ -91,6 +90,11 @@ def _run(folder: Path) -> dict[str, Any]:
         "methods": {name: _totals(name, method, rounds) for name, method in methods.items()},
         "notes": notes[-RECENT:],
     }
+
+
+def _damaged(folder: Path, log: str, number: int) -> UserError:
+    advice = f"`fedloom verify {shell_word(folder)}` checks all files"
+    return UserError(f"{folder / log}, line {number}, is not as it was written; {advice}")
 
 
 def _add_round(method: dict[str, Any], line: Mapping[str, Any], notes: list[str]) -> None:
@@ -191,13 +195,17 @@ def _cell(folder: Path) -> dict[str, Any] | None:
 
 
 def _site(folder: Path) -> dict[str, Any]:
-    lines = list(_lines(folder / DEPARTED))
+    sizes = list[int]()
+    for number, line in _lines(folder / DEPARTED):
+        if not isinstance(size := line.get("bytes", 0), int):
+            raise _damaged(folder, DEPARTED, number)
+        sizes.append(size)
     return {
         "kind": "site",
         "name": folder.name,
         "finished": False,
-        "messages": len(lines),
-        "bytes": sum(int(line.get("bytes", 0)) for line in lines),
+        "messages": len(sizes),
+        "bytes": sum(sizes),
         "notes": [],
     }
 
